@@ -1,0 +1,56 @@
+"""The program ``gammabeta``: its commands, and how every error ends.
+
+Commands import what they need inside, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from gammabeta import __version__
+from gammabeta.cli import evaluate, predict, train
+from gammabeta.errors import GammabetaError
+
+app = typer.Typer(
+    name="gammabeta",
+    help="Batch Normalization for PyTorch: understand it, train with it, diagnose it, ship it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+app.command("train")(train.train)
+app.command("evaluate")(evaluate.evaluate)
+app.command("predict")(predict.predict)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"gammabeta {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command line; an error that the user can mend is one line and exit status 2."""
+    try:
+        app()
+    except GammabetaError as error:
+        if "--debug" in sys.argv:
+            raise
+        print(f"gammabeta: error: {error}", file=sys.stderr)
+        sys.exit(2)

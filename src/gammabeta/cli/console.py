@@ -1,0 +1,137 @@
+"""What a person sees while work goes on: a bar on a terminal, plain lines anywhere else."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from gammabeta.data.dataset import Progress as DataProgress
+from gammabeta.training.events import BatchDone, EpochDone, Event, Listener, LossLogged
+
+_BYTES_FROM = 2**20  # totals from here on are bytes of a transfer, not files
+
+
+def open_console(as_json: bool) -> Console:
+    """Return where progress and results for people go: stdout, or stderr beside JSON."""
+    return Console(stderr=as_json, highlight=False, soft_wrap=True)
+
+
+def print_json(document: Mapping[str, Any]) -> None:
+    """Print the one JSON document of a command to stdout."""
+    json.dump(document, sys.stdout, indent=2, allow_nan=False)
+    sys.stdout.write("\n")
+
+
+@contextmanager
+def training_listener(console: Console, epochs: int, batches: int, done: int) -> Iterator[Listener]:
+    """Show a training: a bar with loss, accuracy, rate, speed and time left, or the log lines.
+
+    Args:
+        console: Where to show it.
+        epochs: Epochs of the whole training.
+        batches: Batches an epoch.
+        done: Batches already done by the run that is resumed.
+    """
+    if not console.is_terminal:
+        yield lambda event: _print_line(console, event)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TextColumn("{task.fields[numbers]}"),
+        TimeRemainingColumn(compact=True),
+    )
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("training", total=epochs * batches, completed=done, numbers="")
+
+        def show(event: Event) -> None:
+            if isinstance(event, BatchDone):
+                bar.update(
+                    task,
+                    advance=1,
+                    description=f"epoch {event.epoch}/{epochs}",
+                    numbers=f"loss {event.loss:.3f}  acc {100 * event.accuracy:.1f} %  "
+                    f"lr {event.lr:.4f}  {event.images_per_second:,.0f} images/s",
+                )
+            elif isinstance(event, EpochDone):
+                _print_line(console, event)
+
+        yield show
+
+
+def _print_line(console: Console, event: Event) -> None:
+    if isinstance(event, LossLogged):
+        console.print(f"[{event.epoch}, {event.batch:5d}] loss: {event.loss:.3f}", markup=False)
+    elif isinstance(event, EpochDone):
+        console.print(
+            f"epoch {event.epoch}/{event.epochs}: train loss {event.train_loss:.3f}, "
+            f"{100 * event.train_accuracy:.2f} %; test loss {event.test_loss:.3f}, "
+            f"{100 * event.test_accuracy:.2f} %; {event.images_per_second:,.0f} images/s, "
+            f"{duration(event.seconds)}"
+        )
+
+
+@contextmanager
+def data_progress(console: Console) -> Iterator[DataProgress]:
+    """Show downloads and decoding: a bar on a terminal, else a line each tenth."""
+    if not console.is_terminal:
+        yield _TenthLines(console)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=30),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TextColumn("{task.fields[amount]}"),
+        TimeRemainingColumn(compact=True),
+    )
+    with Progress(*columns, console=console, transient=True) as bar:
+        tasks: dict[str, Any] = {}
+
+        def show(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, total=total, amount="")
+            bar.update(tasks[what], completed=done, total=total, amount=_amount(done, total))
+
+        yield show
+
+
+class _TenthLines:
+    """Prints ``what: 30 % (51 of 170 MB)`` whenever another tenth is done."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.shown: dict[str, int] = {}
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        tenth = 10 * done // max(total, 1)
+        if self.shown.get(what) != tenth:
+            self.shown[what] = tenth
+            self.console.print(f"{what}: {10 * tenth} % ({_amount(done, total)})", markup=False)
+
+
+def _amount(done: int, total: int) -> str:
+    if total >= _BYTES_FROM:
+        return f"{done / 1e6:.0f} of {total / 1e6:.0f} MB"
+    return f"{done} of {total}"
+
+
+def duration(seconds: float) -> str:
+    """Return a span of time as people say it.
+
+    Example:
+        >>> duration(7.25), duration(200), duration(7322)
+        ('7.2 s', '3 min 20 s', '2 h 2 min')
+    """
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"

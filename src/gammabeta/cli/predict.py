@@ -1,0 +1,70 @@
+"""``gammabeta predict``: name what is on image files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gammabeta.cli import options
+
+
+def predict(
+    run: Annotated[Path, typer.Argument(help="The run's folder.", show_default=False)],
+    images: Annotated[
+        list[Path],
+        typer.Argument(help="Image files, or folders of them, of any size.", show_default=False),
+    ],
+    top: Annotated[int, typer.Option(min=1, help="Classes to name for each image.")] = 3,
+    threads: options.Threads = None,
+    as_json: options.Json = False,
+    verbose: options.Verbose = False,
+    debug: options.Debug = False,
+) -> None:
+    """Name what is on image files, with probabilities.
+
+    Images are resized and scaled as in the run's training. An unreadable file is reported, the
+    others are still named, and the exit status is 2.
+
+    Examples:
+      gammabeta predict runs/cifar10-anneal-1 cat.jpg dog.png
+      gammabeta predict runs/cifar10-anneal-1 photos/ --top 1 --json
+    """
+    import sys
+
+    from rich.table import Table
+
+    from gammabeta import runtime
+    from gammabeta.cli.console import open_console, print_json
+    from gammabeta.training import predict as naming
+    from gammabeta.training.run import Run
+
+    console = open_console(as_json)
+    machine = runtime.configure("fp32", "cpu", threads)
+    if verbose:
+        console.print(machine.describe(), markup=False)
+    opened = Run.open(run)
+    model = opened.load_model()
+    predictions = list(naming.predict(model, opened.config, images, top))
+    table = Table("image", "class", "probability", box=None)
+    for prediction in predictions:
+        for i, (name, probability) in enumerate(prediction.classes):
+            table.add_row("" if i else str(prediction.path), name, f"{100 * probability:.1f} %")
+    if table.rows:
+        console.print(table)
+    if as_json:
+        rows = [
+            {
+                "path": str(p.path),
+                "predictions": [{"class": name, "probability": v} for name, v in p.classes],
+            }
+            | ({"error": p.error} if p.error else {})
+            for p in predictions
+        ]
+        print_json({"run": str(run), "images": rows})
+    failed = [p for p in predictions if p.error]
+    for prediction in failed:
+        print(f"gammabeta: error: {prediction.error}", file=sys.stderr)
+    if failed:
+        raise typer.Exit(2)

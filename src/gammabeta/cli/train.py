@@ -1,0 +1,267 @@
+"""``gammabeta train``: train the reference network and save a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gammabeta.cli import options
+from gammabeta.cli.naming import program
+from gammabeta.errors import GammabetaError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from gammabeta.data.dataset import Dataset
+    from gammabeta.training.evaluate import Evaluation
+    from gammabeta.training.run import Run
+    from gammabeta.training.trainer import Trainer
+
+RUNS = Path("runs")
+_WITH_RESUME = {"resume", "root", "tensorboard", "as_json", "verbose", "debug"}
+
+
+def _number(help_text: str) -> Any:
+    return typer.Option(help=help_text, show_default=False, rich_help_panel="Recipe")
+
+
+def train(
+    context: typer.Context,
+    data: options.Data = "cifar10",
+    root: options.Root = None,
+    image_size: Annotated[
+        int, typer.Option(help="Folder images are resized to this; a multiple of 8.")
+    ] = 32,
+    skip_unreadable: options.SkipUnreadable = False,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            help="anneal (default: 8 epochs, warm-up then decay) or tutorial (200 epochs, "
+            "constant rate).",
+            metavar="[anneal|tutorial]",
+            show_default=False,
+            rich_help_panel="Recipe",
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        _number("TOML file with any of the recipe's numbers; options here win."),
+    ] = None,
+    epochs: Annotated[int | None, _number("Passes over the data. [8, tutorial 200]")] = None,
+    batch_size: Annotated[int | None, _number("Images a step. [128]")] = None,
+    lr: Annotated[float | None, _number("Learning rate, or its peak. [0.2, tutorial 0.1]")] = None,
+    momentum: Annotated[float | None, _number("SGD momentum. [0.9]")] = None,
+    weight_decay: Annotated[float | None, _number("L2 penalty. [0.0005]")] = None,
+    label_smoothing: Annotated[
+        float | None, _number("Target mass spread over all classes. [0.1, tutorial 0]")
+    ] = None,
+    seed: Annotated[int | None, _number("Weights, order and augmentation. [0]")] = None,
+    precision: Annotated[
+        str,
+        typer.Option(
+            metavar="[auto|fp32|bf16]", help="auto: bf16 where the CPU has bf16 instructions."
+        ),
+    ] = "auto",
+    device: Annotated[str, typer.Option(metavar="[auto|cpu|cuda]")] = "auto",
+    threads: options.Threads = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="The run's folder, new or empty. Default: runs/DATA-RECIPE-N.", show_default=False
+        ),
+    ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(
+            help="Continue this run where it stopped, to the same bits. Only --root, "
+            "--tensorboard and --json go with it.",
+            show_default=False,
+        ),
+    ] = None,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Also write TensorBoard events.")
+    ] = False,
+    as_json: options.Json = False,
+    verbose: options.Verbose = False,
+    debug: options.Debug = False,
+) -> None:
+    """Train the reference network and save a run: model, metrics, curves, state.
+
+    Stops cleanly on Ctrl-C: the batch is finished, everything is saved, and the command that
+    continues is printed.
+
+    Examples:
+      gammabeta train --data digits              real digits, no download, seconds
+      gammabeta train                            CIFAR-10, 8 epochs
+      gammabeta train --recipe tutorial          CIFAR-10 as the tutorial does it
+      gammabeta train --data photos/ --epochs 20 your own images
+      gammabeta train --resume runs/cifar10-anneal-1
+    """
+    from gammabeta.cli.console import open_console
+
+    console = open_console(as_json)
+    if resume is None:
+        run, dataset = _begin(console, context.params)
+    else:
+        _refuse_other_options(context)
+        run, dataset = _reopen(console, resume, root, verbose)
+    _fit(
+        console, run, dataset, resumed=resume is not None, tensorboard=tensorboard, as_json=as_json
+    )
+
+
+def _begin(console: Console, given: dict[str, Any]) -> tuple[Run, Dataset]:
+    """Resolve the recipe, read the data and make a new run folder."""
+    from gammabeta import runtime
+    from gammabeta.cli.console import data_progress
+    from gammabeta.data import load
+    from gammabeta.training.recipe import RECIPES, resolve
+    from gammabeta.training.run import Config, Run, fresh_path, refuse_occupied
+
+    numbers = {k: v for k, v in given.items() if hasattr(RECIPES["anneal"], k)}
+    recipe = resolve(given["recipe"], given["config"], numbers)
+    if given["out"]:
+        refuse_occupied(given["out"])
+    machine = runtime.configure(given["precision"], given["device"], given["threads"])
+    if given["verbose"]:
+        console.print(machine.describe(), markup=False)
+    name = given["data"]
+    data = name if name in {"cifar10", "digits"} else str(Path(name).absolute())
+    root = str(given["root"].absolute()) if given["root"] else None
+    with data_progress(console) as progress:
+        dataset = load(
+            data,
+            root=root,
+            image_size=given["image_size"],
+            skip_unreadable=given["skip_unreadable"],
+            progress=progress,
+        )
+    config = Config(
+        data=data,
+        root=root,
+        image_size=dataset.image_size,
+        skip_unreadable=given["skip_unreadable"],
+        classes=dataset.classes,
+        normalization=dataset.normalization,
+        recipe=recipe,
+        precision=machine.precision,
+        device=machine.device,
+        threads=machine.threads,
+    )
+    path = given["out"] or fresh_path(RUNS, f"{dataset.name}-{recipe.name}")
+    run = Run.create(path, config)
+    _introduce(console, run, dataset, machine.reason)
+    return run, dataset
+
+
+def _reopen(console: Console, path: Path, root: Path | None, verbose: bool) -> tuple[Run, Dataset]:
+    """Set the process up as the run's configuration says and read its data again."""
+    from gammabeta import runtime
+    from gammabeta.cli.console import data_progress
+    from gammabeta.training.run import Run
+
+    run = Run.open(path)
+    config = run.config
+    machine = runtime.configure(config.precision, config.device, config.threads)
+    if verbose:
+        console.print(machine.describe(), markup=False)
+    with data_progress(console) as progress:
+        dataset = config.load_data(root, progress)
+    _introduce(console, run, dataset, "as before")
+    return run, dataset
+
+
+def _refuse_other_options(context: typer.Context) -> None:
+    given = [
+        name
+        for name in context.params
+        if name not in _WITH_RESUME
+        and getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
+    ]
+    if given:
+        flags = ", ".join("--" + name.replace("_", "-") for name in given)
+        raise GammabetaError(f"--resume continues a run as it was configured; leave out {flags}")
+
+
+def _introduce(console: Console, run: Run, dataset: Dataset, reason: str) -> None:
+    config, recipe = run.config, run.config.recipe
+    for note in dataset.notes:
+        console.print(note, markup=False)
+    console.print(
+        f"{dataset.name}: {len(dataset.train)} training and {len(dataset.test)} test images, "
+        f"{len(dataset.classes)} classes; recipe {recipe.name}: {recipe.epochs} epochs, batches "
+        f"of {recipe.batch_size}, lr {recipe.lr:g}, seed {recipe.seed}; {config.precision} "
+        f"({reason}), {config.threads} threads; run {run.path}",
+        markup=False,
+    )
+
+
+def _fit(
+    console: Console, run: Run, dataset: Dataset, *, resumed: bool, tensorboard: bool, as_json: bool
+) -> None:
+    """Train to the end, or until asked to stop, and say how it went."""
+    from gammabeta.cli.console import print_json, training_listener
+    from gammabeta.training.events import Listener, MetricsFile, TensorBoard
+    from gammabeta.training.interrupt import stop_on_signals
+    from gammabeta.training.plots import plot_curves
+    from gammabeta.training.trainer import StoppedError, Trainer
+
+    with stop_on_signals() as stop_requested:
+        trainer = Trainer(run, dataset, resume=resumed, stop_requested=stop_requested)
+        at = trainer.position
+        listeners: list[Listener] = [MetricsFile(run.metrics, at.epoch, at.step)]
+        if tensorboard:
+            listeners.append(TensorBoard(run.tensorboard, at.step))
+        try:
+            batches = len(trainer.loader)
+            with training_listener(console, run.config.recipe.epochs, batches, at.step) as show:
+                result = trainer.fit([*listeners, show])
+        except StoppedError as stopped:
+            plot_curves(run.metrics, run.curves)
+            console.print(f"{stopped}; continue with: {program()} train --resume {run.path}")
+            raise typer.Exit(128 + stopped.signal) from None
+    plot_curves(run.metrics, run.curves)
+    _conclude(console, trainer, result)
+    if as_json:
+        print_json(_document(trainer, result))
+
+
+def _conclude(console: Console, trainer: Trainer, result: Evaluation) -> None:
+    from gammabeta.cli.console import duration
+
+    at, path = trainer.position, trainer.run.path
+    console.print(
+        f"Accuracy of the network on the {result.total} test images: "
+        f"{100 * result.accuracy:.0f} %\n"
+        f"last {100 * result.accuracy:.2f} % ({result.correct} of {result.total}), best "
+        f"{100 * at.best_accuracy:.2f} % (epoch {at.best_epoch}), {duration(at.seconds)}; "
+        f"saved in {path}\n"
+        "Try next:\n"
+        f"  {program()} evaluate {path}\n"
+        f"  {program()} predict {path} IMAGE...\n"
+        f"  {program()} train --help"
+    )
+
+
+def _document(trainer: Trainer, result: Evaluation) -> dict[str, Any]:
+    from gammabeta.runtime import peak_memory_bytes
+
+    at, config = trainer.position, trainer.run.config
+    return {
+        "run": str(trainer.run.path),
+        "accuracy": result.accuracy,
+        "correct": result.correct,
+        "total": result.total,
+        "loss": result.loss,
+        "best_accuracy": at.best_accuracy,
+        "best_epoch": at.best_epoch,
+        "epochs": config.recipe.epochs,
+        "seed": config.recipe.seed,
+        "precision": config.precision,
+        "threads": config.threads,
+        "images_per_second": at.images / at.train_seconds,
+        "seconds": at.seconds,
+        "peak_memory_bytes": peak_memory_bytes(),
+    }

@@ -1,0 +1,62 @@
+"""Data sets in memory and the batches made of them.
+
+:func:`load` is the one door: it knows "cifar10", "digits" and folders of images.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from gammabeta.data.dataset import Augmentation, Dataset, Normalization, Progress, Split
+
+__all__ = ["Augmentation", "Dataset", "Normalization", "Progress", "Split", "default_root", "load"]
+
+ROOT_VARIABLE = "GAMMABETA_DATA"
+
+
+def default_root() -> Path:
+    """Return where data sets are kept: ``$GAMMABETA_DATA``, else the user's cache directory."""
+    import platformdirs
+
+    return Path(os.environ.get(ROOT_VARIABLE) or platformdirs.user_cache_path("gammabeta"))
+
+
+def load(
+    data: str = "cifar10",
+    *,
+    root: str | os.PathLike[str] | None = None,
+    image_size: int = 32,
+    skip_unreadable: bool = False,
+    progress: Progress | None = None,
+) -> Dataset:
+    """Read a data set into memory, downloading CIFAR-10 where it is not yet on the disk.
+
+    Args:
+        data: "cifar10", "digits", or a folder of images with one subfolder a class.
+        root: Where CIFAR-10 lies or will be put; by default :func:`default_root`.
+        image_size: Height and width that digits and folder images are resized to.
+        skip_unreadable: Leave out unreadable image files instead of refusing the folder.
+        progress: Called during downloads and decoding.
+
+    Raises:
+        DataError: If the data cannot be had or is damaged; the message says what to do.
+
+    Example:
+        >>> digits = load("digits")
+        >>> len(digits.train), len(digits.test), digits.classes[:3]
+        (1437, 360, ('0', '1', '2'))
+    """
+    if data == "cifar10":
+        from gammabeta.data.cifar import load_cifar10
+
+        return load_cifar10(Path(root) if root else default_root(), progress=progress)
+    if data == "digits":
+        from gammabeta.data.digits import load_digits
+
+        return load_digits(image_size)
+    from gammabeta.data.folder import load_folder
+
+    return load_folder(
+        Path(data), image_size=image_size, skip_unreadable=skip_unreadable, progress=progress
+    )

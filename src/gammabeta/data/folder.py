@@ -1,0 +1,145 @@
+"""A folder of pictures as a data set: one subfolder a class, split in two if it is not already.
+
+:mod:`gammabeta.data.tree` finds the files, :mod:`gammabeta.data.layout` assigns them to splits and
+:mod:`gammabeta.data.decode` decodes them; here it is decided where the decoded images are kept,
+whether unreadable ones are acceptable, and what the user is told. The training files come first in
+one array, so that both splits are views of it.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import platformdirs
+
+from gammabeta.data.dataset import Dataset
+from gammabeta.data.decode import Decoded, decode_in_memory, decode_to_cache
+from gammabeta.data.image import check_image_size, printable
+from gammabeta.data.layout import plan_splits
+from gammabeta.errors import DataError
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from gammabeta.data.dataset import Progress
+    from gammabeta.data.layout import Plan
+
+LISTED = 20
+
+
+def load_folder(
+    directory: Path,
+    *,
+    image_size: int = 32,
+    seed: int = 0,
+    skip_unreadable: bool = False,
+    memory_limit: int | None = None,
+    cache: Path | None = None,
+    progress: Progress | None = None,
+) -> Dataset:
+    """Load a folder of JPEG, PNG, WebP, BMP or GIF pictures.
+
+    With ``train/`` and ``test/`` (or ``val/``, ``valid/``, ``validation/``) inside, each with one
+    subfolder a class, these are the splits. Otherwise the subfolders are the classes, and of each
+    one image in five, drawn with ``seed``, is kept for testing. Classes are sorted by name.
+
+    Args:
+        directory: The folder; its name becomes the data set's.
+        image_size: Side of the square images, a positive multiple of 8.
+        seed: Seed of the split, where the folder does not make one itself. Each seed has its own
+            order of files, hence its own cache file.
+        skip_unreadable: Leave out images that cannot be read, and say so in the notes.
+        memory_limit: Bytes that decoded images may take before they are kept in a memory-mapped
+            file instead; by default half of the memory that is free.
+        cache: Folder of that file; by default one in the user's cache folder.
+        progress: Called while decoding, from the calling thread.
+
+    Returns:
+        Two splits, uint8 (N, image_size, image_size, 3) and int64 (N,), each holding every class.
+        The images are read-only if they are memory-mapped. Notes tell how the split was made,
+        what was ignored or skipped, and where the cache is.
+
+    Raises:
+        DataError: If the folder is missing or not laid out as above, has fewer than two classes,
+            a class without images or with too few to split, names that are not UTF-8, unreadable
+            images (all are named), or if the cache cannot be written.
+    """
+    check_image_size(image_size)
+    plan = plan_splits(Path(directory), seed)
+    limit = _half_of_free_memory() if memory_limit is None else memory_limit
+    if limit is None or len(plan.files) * image_size * image_size * 3 <= limit:
+        decoded = decode_in_memory(plan.files, image_size, progress)
+    else:
+        where = cache or Path(platformdirs.user_cache_dir("gammabeta")) / "decoded"
+        decoded = decode_to_cache(
+            plan.files, image_size, root=plan.root, cache=where, progress=progress
+        )
+    kept = _kept(plan, decoded, skip_unreadable)
+    train, test = plan.split(kept, decoded.images)
+    notes = (*plan.notes, *_decoding_notes(plan, decoded))
+    name = printable(plan.root.resolve().name)
+    return Dataset(name=name, train=train, test=test, classes=plan.classes, notes=notes)
+
+
+def _kept(plan: Plan, decoded: Decoded, skip_unreadable: bool) -> npt.NDArray[np.bool_]:
+    """Return which files were read; refuse unreadable ones, or the loss of a whole class."""
+    kept = np.ones(len(plan.files), np.bool_)
+    if not decoded.unreadable:
+        return kept
+    if not skip_unreadable:
+        raise DataError(
+            f"{_count_unreadable(plan, decoded)} cannot be read: {_unreadable(plan, decoded)}; "
+            f"repair or remove them, or leave them out with --skip-unreadable"
+        )
+    kept[list(decoded.unreadable)] = False
+    border = plan.train_count
+    for side, part in (("training", slice(border)), ("test", slice(border, None))):
+        left = np.bincount(plan.labels[part][kept[part]], minlength=len(plan.classes))
+        lost = [printable(plan.classes[label]) for label in np.flatnonzero(left == 0)]
+        if lost:
+            raise DataError(
+                f"no readable {side} image is left in class {', '.join(lost)}; "
+                f"repair or remove {_unreadable(plan, decoded)}"
+            )
+    return kept
+
+
+def _decoding_notes(plan: Plan, decoded: Decoded) -> list[str]:
+    notes = []
+    if decoded.unreadable:
+        count = _count_unreadable(plan, decoded)
+        notes.append(f"{count} skipped as unreadable: {_unreadable(plan, decoded)}")
+    if decoded.cache is not None:
+        notes.append(f"the decoded images are mapped from {printable(decoded.cache)}")
+    return notes
+
+
+def _count_unreadable(plan: Plan, decoded: Decoded) -> str:
+    return f"{len(decoded.unreadable)} of {len(plan.files)} images"
+
+
+def _unreadable(plan: Plan, decoded: Decoded) -> str:
+    """Name the unreadable files with the reason, up to a readable number of them."""
+    named = [
+        f"{printable(plan.files[index].relative_to(plan.root))} ({why})"
+        for index, why in sorted(decoded.unreadable.items())[:LISTED]
+    ]
+    more = len(decoded.unreadable) - len(named)
+    return ", ".join(named) + (f" and {more} more" if more else "")
+
+
+def _half_of_free_memory() -> int | None:
+    """Return half of the memory that can be had without swapping; None if the system is silent."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        available = next(line for line in lines if line.startswith("MemAvailable"))
+        return int(available.split()[1]) * 1024 // 2
+    except (OSError, StopIteration):
+        pass
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    except (AttributeError, OSError, ValueError):
+        return None

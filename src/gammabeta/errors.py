@@ -1,0 +1,23 @@
+"""The errors that gammabeta raises for a reader to act on.
+
+Every message is one line that says what went wrong, where, and what to do next. The command line
+prints that line alone and exits with status 2; a library user catches :class:`GammabetaError`.
+"""
+
+from __future__ import annotations
+
+
+class GammabetaError(Exception):
+    """Something the user can mend: a wrong argument, a bad file, a full disk."""
+
+
+class DataError(GammabetaError):
+    """A data set is missing, damaged or not of the expected form."""
+
+
+class RunError(GammabetaError):
+    """A run folder or a checkpoint is missing, damaged, or would be overwritten."""
+
+
+class NonFiniteLossError(GammabetaError):
+    """The loss became NaN or infinite; nothing was written after it."""

@@ -1,0 +1,62 @@
+"""The reference network: three convolutions and two linear layers, each hidden one batch-normalised.
+
+Attribute names are those of the tutorial that the product starts from, so that a state_dict of its
+class loads unchanged: conv1, bn1, conv2, bn2, conv3, bn3, fc1, bn4, fc2.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gammabeta.errors import GammabetaError
+
+
+class Net(nn.Module):
+    """Three conv-BN-ReLU-pool blocks, then a linear-BN-ReLU layer and a linear classifier.
+
+    The output equals that of pooling after the ReLU, bit for bit and with the same gradients: the
+    maximum commutes with a monotone function. Pooling first leaves the ReLU a quarter of the work.
+
+    Args:
+        num_classes: Number of logits.
+        image_size: Height and width of the input in pixels, a positive multiple of 8.
+
+    Shapes: input (N, 3, image_size, image_size), output (N, num_classes).
+
+    Raises:
+        GammabetaError: If ``image_size`` is not a positive multiple of 8.
+
+    Example:
+        >>> net = Net()
+        >>> sum(p.numel() for p in net.parameters())
+        4579338
+        >>> net(torch.zeros(2, 3, 32, 32)).shape
+        torch.Size([2, 10])
+    """
+
+    def __init__(self, num_classes: int = 10, image_size: int = 32) -> None:
+        super().__init__()
+        if image_size < 8 or image_size % 8:
+            raise GammabetaError(
+                f"image_size is {image_size}, but three 2x2 poolings need a positive multiple of 8"
+            )
+        self.conv1 = nn.Conv2d(3, 64, 3, padding=1)
+        self.bn1 = nn.BatchNorm2d(64)
+        self.conv2 = nn.Conv2d(64, 128, 3, padding=1)
+        self.bn2 = nn.BatchNorm2d(128)
+        self.conv3 = nn.Conv2d(128, 256, 3, padding=1)
+        self.bn3 = nn.BatchNorm2d(256)
+        self.fc1 = nn.Linear(256 * (image_size // 8) ** 2, 1024)
+        self.bn4 = nn.BatchNorm1d(1024)
+        self.fc2 = nn.Linear(1024, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits of shape (N, num_classes) for images (N, 3, image_size, image_size)."""
+        x = F.relu(F.max_pool2d(self.bn1(self.conv1(x)), 2))
+        x = F.relu(F.max_pool2d(self.bn2(self.conv2(x)), 2))
+        x = F.relu(F.max_pool2d(self.bn3(self.conv3(x)), 2))
+        x = F.relu(self.bn4(self.fc1(torch.flatten(x, 1))))
+        logits: Tensor = self.fc2(x)
+        return logits

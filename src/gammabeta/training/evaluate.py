@@ -1,0 +1,108 @@
+"""Measuring a model on a split: eval mode, no augmentation, float32, nothing left changed.
+
+Evaluation computes in float32 whatever the training's precision, so that an image near the border
+of two classes does not change sides with the batch that it happens to sit in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from gammabeta.data.dataset import Normalization, Split
+from gammabeta.data.loader import Loader
+
+BATCH_SIZE = 500
+"""Images a forward pass; it changes speed and memory only."""
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """How a model did on a split.
+
+    Args:
+        loss: Mean cross entropy, without label smoothing.
+        confusion: int64, (K, K); ``confusion[i, j]`` counts images of class i called class j.
+    """
+
+    loss: float
+    confusion: npt.NDArray[np.int64]
+
+    @property
+    def correct(self) -> int:
+        """Number of images whose class was named."""
+        return int(np.trace(self.confusion))
+
+    @property
+    def total(self) -> int:
+        """Number of images measured."""
+        return int(self.confusion.sum())
+
+    @property
+    def accuracy(self) -> float:
+        """Share of correct images, 0 to 1."""
+        return self.correct / self.total
+
+    @property
+    def class_accuracy(self) -> list[float | None]:
+        """Share of correct images of each class; None for a class without images."""
+        counts = self.confusion.sum(axis=1)
+        hits = np.diagonal(self.confusion)
+        return [float(h / n) if n else None for h, n in zip(hits, counts, strict=True)]
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Put a model into eval mode, and give every module its own mode back afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def evaluate(
+    model: nn.Module,
+    split: Split,
+    normalization: Normalization,
+    *,
+    batch_size: int = BATCH_SIZE,
+    on_batch: Callable[[int, int], None] = lambda done, total: None,
+) -> Evaluation:
+    """Measure a classifier in eval mode; its buffers, modes and gradients stay as they were.
+
+    Args:
+        model: Maps (N, 3, H, W) to logits (N, K).
+        split: Images and labels.
+        normalization: The scaling that the model was trained with.
+        batch_size: Images a forward pass.
+        on_batch: Called after each batch with the images done and their total; may raise.
+    """
+    device = next(model.parameters()).device
+    confusion = loss = None
+    done = 0
+    with eval_mode(model), torch.inference_mode():
+        for images, labels in Loader(split, batch_size, normalization).epoch(0):
+            logits = model(images.to(device)).float().cpu()
+            losses = F.cross_entropy(logits.double(), labels, reduction="sum")
+            counts = _count(logits.argmax(dim=1), labels, logits.shape[1])
+            confusion = counts if confusion is None else confusion + counts
+            loss = losses if loss is None else loss + losses
+            done += len(labels)
+            on_batch(done, len(split))
+    assert confusion is not None and loss is not None  # a split is never empty
+    return Evaluation(float(loss) / done, confusion.numpy())
+
+
+def _count(predicted: torch.Tensor, labels: torch.Tensor, classes: int) -> torch.Tensor:
+    pairs = labels * classes + predicted
+    return torch.bincount(pairs, minlength=classes * classes).view(classes, classes)

@@ -1,0 +1,94 @@
+"""Naming what is on image files, with the scaling and the classes a run was trained with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gammabeta.data.dataset import Split
+from gammabeta.data.image import EXTENSIONS, read_image
+from gammabeta.data.loader import Loader
+from gammabeta.errors import DataError
+from gammabeta.training.evaluate import eval_mode
+from gammabeta.training.run import Config
+
+BATCH_SIZE = 250
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What one file shows.
+
+    Args:
+        path: The image file.
+        classes: (name, probability), most probable first; empty if the file is unreadable.
+        error: Why it is unreadable, or None.
+    """
+
+    path: Path
+    classes: tuple[tuple[str, float], ...] = ()
+    error: str | None = None
+
+
+def predict(
+    model: nn.Module, config: Config, paths: Iterable[Path], top: int = 3
+) -> Iterator[Prediction]:
+    """Classify image files and folders of them; an unreadable file does not stop the others.
+
+    Args:
+        model: The trained network; its modes are given back.
+        config: The run's configuration: image size, scaling and class names.
+        paths: Files, and folders that are searched for images.
+        top: How many classes to name for each file.
+
+    Yields:
+        A prediction for each file, in the order given; folders in alphabetical order.
+    """
+    files = [file for path in paths for file in find_images(path)]
+    for start in range(0, len(files), BATCH_SIZE):
+        yield from _predict_batch(model, config, files[start : start + BATCH_SIZE], top)
+
+
+def find_images(path: Path) -> list[Path]:
+    """Return the path itself, or for a folder the image files anywhere below it, sorted."""
+    if not path.is_dir():
+        return [path]
+    found = (file for file in path.rglob("*") if file.suffix.lower() in EXTENSIONS)
+    return sorted(file for file in found if file.is_file()) or [path]
+
+
+def _predict_batch(
+    model: nn.Module, config: Config, files: Sequence[Path], top: int
+) -> Iterator[Prediction]:
+    read = [_read(file, config.image_size) for file in files]
+    images = [image for image in read if not isinstance(image, str)]
+    rows = iter(_probabilities(model, config, np.stack(images)) if images else ())
+    for file, image in zip(files, read, strict=True):
+        if isinstance(image, str):
+            yield Prediction(file, error=image)
+        else:
+            best = next(rows).topk(min(top, len(config.classes)))
+            pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+            yield Prediction(file, tuple((config.classes[i], value) for i, value in pairs))
+
+
+def _read(file: Path, image_size: int) -> np.ndarray | str:
+    try:
+        if file.is_dir():
+            raise DataError(f"{file}: holds no image file")
+        return read_image(file, image_size)
+    except DataError as error:
+        return str(error)
+
+
+def _probabilities(model: nn.Module, config: Config, images: np.ndarray) -> Tensor:
+    split = Split(images, np.zeros(len(images), np.int64))
+    batch, _ = next(Loader(split, len(images), config.normalization).epoch(0))
+    with eval_mode(model), torch.inference_mode():
+        probabilities: Tensor = model(batch).softmax(dim=1)
+    return probabilities

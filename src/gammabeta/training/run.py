@@ -1,0 +1,153 @@
+"""A run folder: where one training keeps its configuration, metrics, model and state."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gammabeta
+from gammabeta import data
+from gammabeta.data.dataset import Dataset, Normalization, Progress
+from gammabeta.errors import RunError
+from gammabeta.models import Net
+from gammabeta.training.checkpoint import apply_weights, load_weights, write_atomically
+from gammabeta.training.recipe import Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """All that decides a run's numbers, as saved in ``config.json``.
+
+    Args:
+        data: "cifar10", "digits" or an absolute folder.
+        root: Where CIFAR-10 was looked for, or None for the default place.
+        image_size: Height and width of the network's input.
+        skip_unreadable: Whether unreadable images were left out.
+        classes: Class names in the order of the logits.
+        normalization: How bytes become numbers.
+        recipe: How it is trained.
+        precision: "fp32" or "bf16".
+        device: "cpu" or "cuda".
+        threads: Threads inside one operator; another number may change the last bits.
+        version: The gammabeta that wrote it.
+    """
+
+    data: str
+    root: str | None
+    image_size: int
+    skip_unreadable: bool
+    classes: tuple[str, ...]
+    normalization: Normalization
+    recipe: Recipe
+    precision: str
+    device: str
+    threads: int
+    version: str = gammabeta.__version__
+
+    def load_data(self, root: Path | None = None, progress: Progress | None = None) -> Dataset:
+        """Read the run's data set again; ``root`` overrides where CIFAR-10 lies."""
+        return data.load(
+            self.data,
+            root=root or self.root,
+            image_size=self.image_size,
+            skip_unreadable=self.skip_unreadable,
+            progress=progress,
+        )
+
+
+class Run:
+    """A run folder on the disk.
+
+    Args:
+        path: The folder.
+        config: What is, or will be, in its ``config.json``.
+    """
+
+    def __init__(self, path: Path, config: Config) -> None:
+        self.path = path
+        self.config = config
+        self.metrics = path / "metrics.jsonl"
+        self.model = path / "model.safetensors"
+        self.state = path / "state.pt"
+        self.curves = path / "curves.png"
+        self.tensorboard = path / "tensorboard"
+
+    @classmethod
+    def create(cls, path: Path, config: Config) -> Run:
+        """Make a new run folder.
+
+        Raises:
+            RunError: If the folder already holds anything, or cannot be made.
+        """
+        refuse_occupied(path)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(f"{path}: cannot be made into a run folder: {error.strerror}") from None
+        run = cls(path, config)
+        content = json.dumps(dataclasses.asdict(config), indent=2).encode()
+        write_atomically(path / "config.json", lambda file: file.write(content + b"\n"))
+        return run
+
+    @classmethod
+    def open(cls, path: Path) -> Run:
+        """Open an existing run folder.
+
+        Raises:
+            RunError: If there is no readable ``config.json`` in it.
+        """
+        file = path / "config.json"
+        try:
+            return cls(path, _parse(json.loads(file.read_text(encoding="utf-8"))))
+        except OSError as error:
+            hint = "a run is the folder that `gammabeta train` printed"
+            raise RunError(f"{path}: is not a run: {error.strerror}: config.json; {hint}") from None
+        except (ValueError, TypeError, KeyError) as error:
+            raise RunError(f"{file}: is damaged or of another version: {error}") from None
+
+    def build_model(self) -> Net:
+        """Return a new, untrained network of the run's shape."""
+        return Net(len(self.config.classes), self.config.image_size)
+
+    def load_model(self, weights: Path | None = None) -> Net:
+        """Return the trained network; ``weights`` names another file of the same shape.
+
+        Raises:
+            RunError: If the file is missing, damaged or does not fit.
+        """
+        source = weights or self.model
+        model = self.build_model()
+        apply_weights(model, load_weights(source), source)
+        return model
+
+
+def _parse(read: dict[str, Any]) -> Config:
+    read["recipe"] = Recipe(**read["recipe"])
+    read["normalization"] = Normalization(
+        *(tuple(read["normalization"][key]) for key in ("mean", "std"))
+    )
+    read["classes"] = tuple(read["classes"])
+    return Config(**read)
+
+
+def refuse_occupied(path: Path) -> None:
+    """Raise a RunError if the path exists and is anything but an empty folder."""
+    if path.is_dir() and not any(path.iterdir()):
+        return
+    if os.path.lexists(path):
+        raise RunError(
+            f"{path}: already exists and is not overwritten; continue it with --resume {path} or "
+            "choose another --out"
+        )
+
+
+def fresh_path(parent: Path, stem: str) -> Path:
+    """Return the first of ``stem-1``, ``stem-2``, … that does not exist in ``parent``."""
+    number = 1
+    while os.path.lexists(parent / f"{stem}-{number}"):
+        number += 1
+    return parent / f"{stem}-{number}"

@@ -1,0 +1,267 @@
+"""Training from the first step to the last, saved so that it can stop anywhere and go on.
+
+A resumed run computes the same bits as one that was never stopped: a batch is a function of seed,
+epoch and position; the rate is a function of the step; all else is in ``state.pt``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+
+from gammabeta.data.dataset import Dataset
+from gammabeta.data.loader import Loader
+from gammabeta.errors import GammabetaError, NonFiniteLossError, RunError
+from gammabeta.training.checkpoint import load_state, save_model, save_state
+from gammabeta.training.evaluate import Evaluation, evaluate
+from gammabeta.training.events import (
+    LOG_EVERY,
+    BatchDone,
+    EpochDone,
+    Evaluating,
+    Event,
+    Listener,
+    LossLogged,
+)
+from gammabeta.training.run import Run
+from gammabeta.training.step import Outcome, make_optimizer, train_step
+
+
+class StoppedError(GammabetaError):
+    """Training stopped when asked to, after saving; ``signal`` is what asked."""
+
+    def __init__(self, signal: int, message: str) -> None:
+        super().__init__(message)
+        self.signal = signal
+
+
+@dataclass
+class Position:
+    """How far a training is, and the sums that its next reports need. All counts start at 0."""
+
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    logged_loss: float = 0.0
+    epoch_loss: float = 0.0
+    epoch_correct: int = 0
+    epoch_images: int = 0
+    epoch_seconds: float = 0.0
+    images: int = 0
+    train_seconds: float = 0.0
+    seconds: float = 0.0
+    best_accuracy: float = 0.0
+    best_epoch: int = 0
+
+    def count(self, outcome: Outcome, seconds: float) -> None:
+        """Add one step."""
+        self.batch += 1
+        self.step += 1
+        self.logged_loss += outcome.loss
+        self.epoch_loss += outcome.loss * outcome.total
+        self.epoch_correct += outcome.correct
+        self.epoch_images += outcome.total
+        self.epoch_seconds += seconds
+        self.images += outcome.total
+        self.train_seconds += seconds
+        self.seconds += seconds
+
+    def next_epoch(self) -> None:
+        """Begin the next epoch with empty sums."""
+        self.epoch += 1
+        self.batch = 0
+        self.logged_loss = self.epoch_loss = self.epoch_seconds = 0.0
+        self.epoch_correct = self.epoch_images = 0
+
+
+class Trainer:
+    """Trains the network of a run.
+
+    Args:
+        run: Where to save; its configuration says how to train.
+        dataset: What to train on and measure with.
+        resume: Continue from the run's ``state.pt`` instead of starting anew.
+        stop_requested: Returns the number of a signal that asks to stop, or 0.
+
+    Raises:
+        RunError: If the state cannot be read or does not fit.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        dataset: Dataset,
+        *,
+        resume: bool = False,
+        stop_requested: Callable[[], int] = lambda: 0,
+    ) -> None:
+        config = run.config
+        self.run = run
+        self.recipe = config.recipe
+        self.dataset = dataset
+        self.stop_requested = stop_requested
+        torch.manual_seed(self.recipe.seed)
+        model = run.build_model().to(config.device)
+        self.model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.optimizer = make_optimizer(self.model, self.recipe)
+        self.loader = Loader(
+            dataset.train,
+            self.recipe.batch_size,
+            dataset.normalization,
+            dataset.augmentation,
+            seed=self.recipe.seed,
+        )
+        self.position = Position()
+        if resume:
+            self._restore()
+        else:
+            self.save()
+
+    @property
+    def total_steps(self) -> int:
+        """Number of steps in the whole training."""
+        return self.recipe.epochs * len(self.loader)
+
+    def fit(self, listeners: Iterable[Listener] = ()) -> Evaluation:
+        """Train what is left, measuring and saving after every epoch.
+
+        Returns:
+            The measurement after the last epoch.
+
+        Raises:
+            NonFiniteLossError: If a loss is NaN or infinite; the last checkpoint is kept.
+            StoppedError: If a stop was requested; everything is saved.
+            RunError: If a checkpoint cannot be written; the last one is kept.
+        """
+        notify = [*listeners]
+
+        def tell(event: Event) -> None:
+            for listener in notify:
+                listener(event)
+
+        while True:
+            self._train_epoch(tell)
+            result = self._measure_epoch(tell)
+            if self.position.epoch == self.recipe.epochs:
+                return result
+
+    def _train_epoch(self, tell: Listener) -> None:
+        self.model.train()
+        began = time.perf_counter()
+        for images, labels in self.loader.epoch(self.position.epoch, self.position.batch):
+            rate = self.recipe.learning_rate(self.position.step, self.total_steps)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            outcome = train_step(
+                self.model,
+                self.optimizer,
+                images.to(self.run.config.device),
+                labels.to(self.run.config.device),
+                label_smoothing=self.recipe.label_smoothing,
+                bf16=self.run.config.precision == "bf16",
+            )
+            self._check(outcome, rate)
+            now = time.perf_counter()
+            self.position.count(outcome, now - began)
+            began = now
+            self._report(rate, tell)
+            self._stop_if_asked()
+
+    def _check(self, outcome: Outcome, rate: float) -> None:
+        if math.isfinite(outcome.loss):
+            return
+        at = self.position
+        raise NonFiniteLossError(
+            f"the loss is {outcome.loss} at step {at.step + 1} (epoch {at.epoch + 1}, batch "
+            f"{at.batch + 1}) with lr {rate:.4g}; the weights were not moved and {self.run.path} "
+            f"keeps its last good checkpoint. Try a new run with --lr {self.recipe.lr / 4:.3g}, "
+            "or --precision fp32, or look for broken images"
+        )
+
+    def _report(self, rate: float, tell: Listener) -> None:
+        at = self.position
+        speed = at.epoch_images / at.epoch_seconds
+        loss, accuracy = at.epoch_loss / at.epoch_images, at.epoch_correct / at.epoch_images
+        tell(BatchDone(at.epoch + 1, at.batch, len(self.loader), loss, accuracy, rate, speed))
+        if at.batch % LOG_EVERY == 0:
+            mean = at.logged_loss / LOG_EVERY
+            at.logged_loss = 0.0
+            tell(LossLogged(at.epoch + 1, at.batch, at.step, mean, rate, speed))
+
+    def _measure(self, tell: Listener) -> Evaluation:
+        def on_batch(done: int, total: int) -> None:
+            tell(Evaluating(done, total))
+            self._stop_if_asked()
+
+        return evaluate(
+            self.model, self.dataset.test, self.dataset.normalization, on_batch=on_batch
+        )
+
+    def _measure_epoch(self, tell: Listener) -> Evaluation:
+        at = self.position
+        began = time.perf_counter()
+        result = self._measure(tell)
+        at.seconds += time.perf_counter() - began
+        event = EpochDone(
+            epoch=at.epoch + 1,
+            epochs=self.recipe.epochs,
+            step=at.step,
+            train_loss=at.epoch_loss / at.epoch_images,
+            train_accuracy=at.epoch_correct / at.epoch_images,
+            test_loss=result.loss,
+            test_accuracy=result.accuracy,
+            lr=self.recipe.learning_rate(at.step - 1, self.total_steps),
+            images_per_second=at.epoch_images / at.epoch_seconds,
+            seconds=at.seconds,
+        )
+        if result.accuracy > at.best_accuracy:
+            at.best_accuracy, at.best_epoch = result.accuracy, at.epoch + 1
+        at.next_epoch()
+        tell(event)
+        self.save()
+        return result
+
+    def _stop_if_asked(self) -> None:
+        signal = self.stop_requested()
+        if signal:
+            self.save()
+            at = self.position
+            raise StoppedError(signal, f"stopped after step {at.step} of {self.total_steps}, saved")
+
+    def save(self) -> None:
+        """Write the model and the state; each file is whole, and the state alone can resume."""
+        model = self.model.state_dict()
+        if not all(bool(torch.isfinite(tensor).all()) for tensor in model.values()):
+            raise NonFiniteLossError(
+                f"a weight became NaN or infinite by step {self.position.step}; {self.run.path} "
+                f"keeps its last good checkpoint. Try --lr {self.recipe.lr / 4:.3g}"
+            )
+        state = {
+            "position": dataclasses.asdict(self.position),
+            "model": model,
+            "optimizer": self.optimizer.state_dict(),
+            "random": torch.get_rng_state(),
+        }
+        save_state(self.run.state, state)
+        save_model(self.run.model, self.model)
+
+    def _restore(self) -> None:
+        state = load_state(self.run.state)
+        try:
+            self.position = Position(**state["position"])
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            torch.set_rng_state(state["random"])
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+            raise RunError(f"{self.run.state}: does not continue this run: {reason}") from None
+        if self.position.epoch >= self.recipe.epochs:
+            raise RunError(
+                f"{self.run.path}: is complete ({self.position.epoch} of {self.recipe.epochs} "
+                f"epochs); try `gammabeta evaluate {self.run.path}`"
+            )
