@@ -40,7 +40,7 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *_):
         pass
 
-    def do_GET(self):  # noqa: N802 (http.server's name)
+    def do_GET(self):
         served = self.server.served
         answer = served.answers[min(len(served.ranges), len(served.answers) - 1)]
         wanted = self.headers["Range"]

@@ -1,4 +1,4 @@
-"""The reference network: three convolutions and two linear layers, each hidden one batch-normalised.
+"""The reference network: three convolutions and two linear layers, all but the last batch-normed.
 
 Attribute names are those of the tutorial that the product starts from, so that a state_dict of its
 class loads unchanged: conv1, bn1, conv2, bn2, conv3, bn3, fc1, bn4, fc2.

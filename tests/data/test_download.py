@@ -11,10 +11,10 @@ import threading
 from urllib.error import URLError
 
 import pytest
-from http_server import NAME, Answer, serve
 
 from gammabeta.data.download import Remote, fetch
 from gammabeta.errors import DataError
+from http_server import NAME, Answer, serve
 
 BODY = random.Random(0).randbytes(300_000)
 

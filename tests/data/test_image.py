@@ -126,12 +126,13 @@ def test_shrinking_is_antialiased(tmp_path):
     assert np.abs(read_image(tmp_path / "a.png", 8).astype(int) - 127).max() <= 3
 
 
-def test_a_big_jpeg_is_as_good_as_a_big_png(tmp_path):
-    ramp = np.linspace(0, 255, 900 * 1200 * 3).reshape(900, 1200, 3).astype(np.uint8)
-    Image.fromarray(ramp).save(tmp_path / "a.jpg", quality=95)
-    Image.fromarray(ramp).save(tmp_path / "a.png")
+def test_a_big_jpeg_is_as_sharp_as_a_big_png(tmp_path):
+    cells = np.random.default_rng(0).integers(0, 256, (32, 40), dtype=np.uint8)
+    big = Image.fromarray(cells.repeat(10, axis=0).repeat(10, axis=1))
+    big.save(tmp_path / "a.jpg", quality=95)
+    big.save(tmp_path / "a.png")
     jpeg, png = (read_image(tmp_path / name, 32).astype(int) for name in ("a.jpg", "a.png"))
-    assert np.abs(jpeg - png).max() <= 3
+    assert np.abs(jpeg - png).mean() < 4
 
 
 def test_one_pixel_fills_the_square(tmp_path):

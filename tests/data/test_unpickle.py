@@ -11,7 +11,7 @@ import sys
 import numpy as np
 import pytest
 
-from gammabeta.data.unpickle import load_arrays
+from gammabeta.data.unpickle import MAX_TUPLES, load_arrays
 from gammabeta.errors import DataError
 
 ARRAY = np.arange(24, dtype=np.uint8).reshape(4, 6)
@@ -22,13 +22,13 @@ def text(value):
     return b"U" + bytes([len(value)]) + value
 
 
-def python2_file(fortran=b"\x89", code=b"u1", raw=ARRAY.tobytes(), rows=4):
+def python2_file(fortran=b"\x89", code=b"u1", rows=4):
     """Assemble, opcode by opcode, what cPickle of Python 2 wrote for {'data': array, ...}."""
     array = (
         b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\nK\x00\x85" + text(b"b") + b"tR"
         b"(K\x01K" + bytes([rows]) + b"K\x06\x86cnumpy\ndtype\n(" + text(code) + b"K\x00K\x01tR"
         b"(K\x03" + text(b"|") + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
-        + fortran + text(raw) + b"tb"
+        + fortran + text(ARRAY.tobytes()) + b"tb"
     )  # fmt: skip
     labels = b"](K\x03K\x07e"
     return b"\x80\x02}(" + text(b"data") + array + text(b"labels") + labels + b"u."
@@ -62,6 +62,17 @@ def test_todays_pickles_load(tmp_path, protocol, array):
     assert {**loaded, b"data": 0} == {**content, b"data": 0}
 
 
+@pytest.mark.parametrize("protocol", [2, pickle.HIGHEST_PROTOCOL])
+def test_a_batch_with_its_file_names_loads(tmp_path, protocol):
+    names = [b"%d.png" % i for i in range(10_000)]
+    assert load(tmp_path, pickle.dumps({b"filenames": names}, protocol)) == {b"filenames": names}
+
+
+def test_tuples_as_deep_as_allowed_do_not_crash(tmp_path):
+    data = b"\x80\x02})" + b"\x85" * MAX_TUPLES + b"K\x01s."
+    assert list(load(tmp_path, data).values()) == [1]
+
+
 class Call:
     """Pickles as a call of any function, and with a state."""
 
@@ -89,7 +100,7 @@ FORBIDDEN = (
 
 @pytest.mark.parametrize("name", FORBIDDEN)
 def test_a_forbidden_name_is_refused(tmp_path, name):
-    with pytest.raises(DataError, match="data_batch_1: .*forbidden name") as caught:
+    with pytest.raises(DataError, match=r"data_batch_1: .*forbidden name") as caught:
         load(tmp_path, call(name))
     assert "\n" not in str(caught.value)
 
@@ -128,11 +139,8 @@ def test_the_hostile_pickles_are_live_ammunition(tmp_path):
 
 
 ABUSE = {
-    "a codec that unpacks": call("_codecs encode", b"X\x01\x00\x00\x00xX\x03\x00\x00\x00hex\x86")[
-        :-3
-    ]
-    + b"R.",
-    "state set on a function": b"\x80\x02cnumpy._core.numeric\n_frombuffer\nN}U\x08__code__Ns\x86b.",
+    "a codec that unpacks": b"\x80\x02c_codecs\nencode\nX\x01\0\0\0xX\x03\0\0\0hex\x86R.",
+    "state on a function": b"\x80\x02cnumpy._core.numeric\n_frombuffer\nN}U\x08__code__Ns\x86b.",
     "state set on ndarray": b"\x80\x02cnumpy\nndarray\n}U\x01xK\x01sb.",
     "state set on an array's class": b"\x80\x02cnumpy\nndarray\n)\x81.",
     "ndarray called": call("numpy ndarray", b"K\x05"),

@@ -100,7 +100,8 @@ def _open(
     from gammabeta.training.checkpoint import apply_weights, load_weights
     from gammabeta.training.run import Run
 
-    if run is None and weights is None:
+    source = weights or run
+    if source is None:
         raise GammabetaError("nothing to evaluate: name a run's folder, or a file with --weights")
     opened = Run.open(run) if run else None
     with data_progress(console) as progress:
@@ -114,8 +115,6 @@ def _open(
                 skip_unreadable=skip_unreadable,
                 progress=progress,
             )
-    source = weights or run
-    assert source is not None  # one of the two was given
     if opened:
         _match_classes(opened.path, opened.config.classes, dataset)
         return source, opened.load_model(weights), dataset

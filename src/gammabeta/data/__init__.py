@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 
 from gammabeta.data.dataset import Augmentation, Dataset, Normalization, Progress, Split
+from gammabeta.errors import DataError
 
 __all__ = ["Augmentation", "Dataset", "Normalization", "Progress", "Split", "default_root", "load"]
 
@@ -55,6 +56,10 @@ def load(
         from gammabeta.data.digits import load_digits
 
         return load_digits(image_size)
+    if not Path(data).exists():
+        raise DataError(
+            f"{data!r} is no data set: name cifar10, digits or a folder of images that exists"
+        )
     from gammabeta.data.folder import load_folder
 
     return load_folder(

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 CHUNK = 1 << 20
 MARGIN = 1 << 20
+"""What headers and padding may add to the members' sizes."""
 
 
 class _Bounded:
@@ -75,7 +76,7 @@ def unpack(archive: Path, target: Path, names: Collection[str], *, max_bytes: in
 def _extract(archive: Path, folder: Path, names: Collection[str], max_bytes: int) -> None:
     with gzip.open(archive) as stream:
         bounded = _Bounded(stream, max_bytes + MARGIN)
-        # mypy: a stream archive needs read() alone
+        # of a file object, a stream archive needs read() alone
         with tarfile.open(fileobj=bounded, mode="r|") as tar:  # type: ignore[call-overload]
             found = _extract_members(tar, folder, names, max_bytes)
         while bounded.read():  # to the end, where gzip keeps its checksum

@@ -63,7 +63,7 @@ def crop_flip(
     start = index[:, None] * height + row.clip(0, height - 1)
     pixel = start[:, :, None] * width + column.clip(0, width - 1)[:, None, :]
     flat = images.reshape(-1).view(_PIXEL)
-    windows = flat.take(pixel).view(np.uint8).reshape(*pixel.shape, 3)
+    windows: npt.NDArray[np.uint8] = flat.take(pixel).view(np.uint8).reshape(*pixel.shape, 3)
     windows[~inside] = 0
     return windows
 

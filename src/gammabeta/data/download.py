@@ -130,7 +130,8 @@ def _receive_all(
 ) -> None:
     for left in range(retries, -1, -1):
         try:
-            return _receive(remote, file, report, timeout)
+            _receive(remote, file, report, timeout)
+            break
         except BROKEN as error:
             if not left:
                 here = file.seek(0, os.SEEK_END)
@@ -139,7 +140,6 @@ def _receive_all(
                     f"{here} of {remote.size} bytes are kept in {file.name}, call again to resume"
                 ) from error
             time.sleep(pause)
-    return None
 
 
 def _receive(remote: Remote, file: IO[bytes], report: Progress, timeout: float) -> None:

@@ -88,7 +88,7 @@ class Loader:
             Images, float32 (B, 3, H, W) in channels-last memory, and labels, int64 (B,).
         """
         order, drawn = self._shuffle(epoch)
-        yield from _one_ahead(lambda i: self._batch(order, drawn, i), range(start, len(self)))
+        yield from one_ahead(lambda i: self._batch(order, drawn, i), range(start, len(self)))
 
     def _shuffle(self, epoch: int) -> tuple[npt.NDArray[np.int64], Draw | None]:
         count = len(self.split)
@@ -117,7 +117,7 @@ class Loader:
         return rows.reshape(images.shape)
 
 
-def _one_ahead(make: Callable[[int], T], numbers: Iterable[int]) -> Iterator[T]:
+def one_ahead(make: Callable[[int], T], numbers: Iterable[int]) -> Iterator[T]:
     """Yield ``make(n)`` for each number while a thread already makes the next."""
     with ThreadPoolExecutor(1, thread_name_prefix="gammabeta-loader") as pool:
         pending: Future[T] | None = None

@@ -28,7 +28,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-MAX_TUPLES = 1000
+MAX_TUPLES = 20_000
+"""Python 3 writes one for each bytes string in protocol 2, so 10,000 file names need as many; more
+than 80,000 in each other overflow a stack of 8 MB."""
+
 DAMAGE = (
     pickle.UnpicklingError,
     ArithmeticError,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gammabeta.data.dataset import Normalization, Split
@@ -76,7 +76,7 @@ def evaluate(
     normalization: Normalization,
     *,
     batch_size: int = BATCH_SIZE,
-    on_batch: Callable[[int, int], None] = lambda done, total: None,
+    on_batch: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Measure a classifier in eval mode; its buffers, modes and gradients stay as they were.
 
@@ -88,21 +88,16 @@ def evaluate(
         on_batch: Called after each batch with the images done and their total; may raise.
     """
     device = next(model.parameters()).device
-    confusion = loss = None
-    done = 0
+    loader = Loader(split, batch_size, normalization)
+    predicted: list[Tensor] = []
+    loss = 0.0
     with eval_mode(model), torch.inference_mode():
-        for images, labels in Loader(split, batch_size, normalization).epoch(0):
-            logits = model(images.to(device)).float().cpu()
-            losses = F.cross_entropy(logits.double(), labels, reduction="sum")
-            counts = _count(logits.argmax(dim=1), labels, logits.shape[1])
-            confusion = counts if confusion is None else confusion + counts
-            loss = losses if loss is None else loss + losses
-            done += len(labels)
-            on_batch(done, len(split))
-    assert confusion is not None and loss is not None  # a split is never empty
-    return Evaluation(float(loss) / done, confusion.numpy())
-
-
-def _count(predicted: torch.Tensor, labels: torch.Tensor, classes: int) -> torch.Tensor:
-    pairs = labels * classes + predicted
-    return torch.bincount(pairs, minlength=classes * classes).view(classes, classes)
+        for images, labels in loader.epoch(0):
+            logits = model(images.to(device)).cpu().double()
+            loss += F.cross_entropy(logits, labels, reduction="sum").item()
+            predicted.append(logits.argmax(dim=1))
+            if on_batch:
+                on_batch(sum(map(len, predicted)), len(split))
+    pairs = split.labels * logits.shape[1] + torch.cat(predicted).numpy()
+    confusion = np.bincount(pairs, minlength=logits.shape[1] ** 2)
+    return Evaluation(loss / len(split), confusion.reshape(logits.shape[1], -1))

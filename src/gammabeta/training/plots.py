@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from gammabeta.training.checkpoint import write_atomically
 from gammabeta.training.events import read_metrics
@@ -53,7 +54,7 @@ def _draw_accuracies(axes: Axes, epochs: list[dict[str, Any]]) -> None:
 
 
 def _finish(axes: Axes) -> None:
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)

@@ -77,6 +77,8 @@ def train_step(
         model: In training mode; its float32 parameters are updated.
         images: float32, (N, 3, H, W).
         labels: int64, (N,).
+        optimizer: Over the model's parameters, its learning rate already set.
+        label_smoothing: Share of the target spread over all classes.
         bf16: Whether convolutions and linear layers compute in bfloat16 (autocast).
 
     Returns:

@@ -107,7 +107,7 @@ class Trainer:
         self.stop_requested = stop_requested
         torch.manual_seed(self.recipe.seed)
         model = run.build_model().to(config.device)
-        self.model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model = model.to(memory_format=torch.channels_last)
         self.optimizer = make_optimizer(self.model, self.recipe)
         self.loader = Loader(
             dataset.train,

@@ -1,0 +1,86 @@
+"""The tutorial's own training loop, as the rival that every measure is held against.
+
+torchvision's CIFAR-10 data set and transforms on PIL images, a DataLoader with two workers, the
+network in PyTorch's default layout and precision, and SGD as the tutorial calls it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+from torchvision import transforms
+
+from gammabeta.data.dataset import Split
+
+WORKERS = 2
+
+
+class PilImages(TorchDataset[tuple[Tensor, int]]):
+    """Serves a split as ``torchvision.datasets.CIFAR10`` does: array, PIL image, transform."""
+
+    def __init__(self, split: Split, transform: transforms.Compose) -> None:
+        self.split = split
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        image = Image.fromarray(np.asarray(self.split.images[index]))
+        return self.transform(image), int(self.split.labels[index])
+
+
+def data_loader(split: Split, batch_size: int = 128, workers: int = WORKERS) -> DataLoader:
+    """Return the tutorial's training loader."""
+    transform = transforms.Compose(
+        [
+            transforms.RandomHorizontalFlip(),
+            transforms.RandomCrop(32, padding=4),
+            transforms.ToTensor(),
+            transforms.Normalize((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+        ]
+    )
+    images = PilImages(split, transform)
+    return DataLoader(images, batch_size=batch_size, shuffle=True, num_workers=workers)
+
+
+class TutorialNet(nn.Module):
+    """The tutorial's network, in its own order: normalise, activate, pool."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(3, 64, 3, padding=1), nn.BatchNorm2d(64)
+        self.conv2, self.bn2 = nn.Conv2d(64, 128, 3, padding=1), nn.BatchNorm2d(128)
+        self.conv3, self.bn3 = nn.Conv2d(128, 256, 3, padding=1), nn.BatchNorm2d(256)
+        self.fc1, self.bn4 = nn.Linear(256 * 4 * 4, 1024), nn.BatchNorm1d(1024)
+        self.fc2 = nn.Linear(1024, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits (N, 10) for images (N, 3, 32, 32)."""
+        x = F.max_pool2d(F.relu(self.bn1(self.conv1(x))), 2)
+        x = F.max_pool2d(F.relu(self.bn2(self.conv2(x))), 2)
+        x = F.max_pool2d(F.relu(self.bn3(self.conv3(x))), 2)
+        x = F.relu(self.bn4(self.fc1(x.view(-1, 256 * 4 * 4))))
+        return self.fc2(x)
+
+
+def train(
+    batches: Iterator[tuple[Tensor, Tensor]], layout: torch.memory_format = torch.contiguous_format
+) -> Iterator[float]:
+    """Run the tutorial's loop over the batches, in its layout or another; yield each loss."""
+    net = TutorialNet().to(memory_format=layout)
+    criterion = nn.CrossEntropyLoss()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
+    for inputs, labels in batches:
+        optimizer.zero_grad()
+        loss = criterion(net(inputs.contiguous(memory_format=layout)), labels)
+        loss.backward()
+        optimizer.step()
+        yield loss.item()
