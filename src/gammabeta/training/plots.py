@@ -35,7 +35,9 @@ def _draw_losses(axes: Axes, steps: list[dict[str, Any]], epochs: list[dict[str,
     rate = epochs[0]["step"] / epochs[0]["epoch"]  # steps an epoch
     x = [r["epoch"] for r in epochs]
     axes.plot([r["step"] / rate for r in steps], [r["loss"] for r in steps], c=_BLUE, alpha=0.35)
-    axes.plot(x, [r["train_loss"] for r in epochs], "o-", c=_BLUE, ms=4, label="training")
+    axes.plot(
+        x, [r["train_loss"] for r in epochs], "o-", c=_BLUE, ms=4, label="training, as optimised"
+    )
     axes.plot(x, [r["test_loss"] for r in epochs], "s-", c=_ORANGE, ms=4, label="test, eval mode")
     axes.set(xlabel="epoch", ylabel="cross entropy", title="Loss")
     _finish(axes)
