@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+# One thread a test process: pytest-xdist already fills the cores, and idle OpenMP threads spin.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 
 REQUIRE = "GAMMABETA_REQUIRE_DATA"

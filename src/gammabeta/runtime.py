@@ -11,7 +11,9 @@ import ctypes
 import os
 import platform
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -128,6 +130,9 @@ def tune_allocator() -> str:
 
 def peak_memory_bytes() -> int | None:
     """Return the largest resident size this process has had, in bytes; None if not known."""
+    with suppress(OSError, StopIteration):  # Linux; ru_maxrss would inherit the parent's peak
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+        return int(next(s for s in lines if s.startswith("VmHWM:")).split()[1]) * 1024
     try:
         import resource
     except ImportError:  # not a POSIX system

@@ -12,6 +12,9 @@ from torch.nn import functional as F
 from gammabeta import Net, param_groups
 from gammabeta.training.recipe import RECIPES, Recipe
 from gammabeta.training.step import make_optimizer, train_step
+from training_helpers import one_thread
+
+one_thread()
 
 
 def batch(seed=0, count=12):
@@ -34,8 +37,8 @@ def test_weights_are_decayed_and_gamma_beta_and_biases_are_not():
     model = net()
     decayed, plain = param_groups(model, 0.1)
     assert (decayed["weight_decay"], plain["weight_decay"]) == (0.1, 0.0)
-    assert names(model, decayed["params"]) == [f"{x}.weight" for x in
-                                               ("conv1", "conv2", "conv3", "fc1", "fc2")]  # fmt: skip
+    matrices = [f"{layer}.weight" for layer in ("conv1", "conv2", "conv3", "fc1", "fc2")]
+    assert names(model, decayed["params"]) == matrices
     both = names(model, decayed["params"] + plain["params"])
     assert sorted(both) == sorted(name for name, _ in model.named_parameters())
 
@@ -83,8 +86,8 @@ def test_the_optimizer_takes_every_number_of_the_recipe():
 
 
 def plain_steps(model, groups, smoothing, nesterov, count):
-    """Write three lines of PyTorch, with its slowest optimizer."""
-    optimizer = torch.optim.SGD(groups, lr=0.1, momentum=0.9, nesterov=nesterov, foreach=False)
+    """Train as any PyTorch loop does."""
+    optimizer = torch.optim.SGD(groups, lr=0.1, momentum=0.9, nesterov=nesterov, fused=True)
     losses = []
     for number in range(count):
         images, labels = batch(number)

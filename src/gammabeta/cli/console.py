@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from gammabeta.data.dataset import Progress as DataProgress
+from gammabeta.errors import GammabetaError
 from gammabeta.training.events import BatchDone, EpochDone, Event, Listener, LossLogged
 
 _BYTES_FROM = 2**20  # totals from here on are bytes of a transfer, not files
@@ -19,12 +20,19 @@ _BYTES_FROM = 2**20  # totals from here on are bytes of a transfer, not files
 
 def open_console(as_json: bool) -> Console:
     """Return where progress and results for people go: stdout, or stderr beside JSON."""
-    return Console(stderr=as_json, highlight=False, soft_wrap=True)
+    console = Console(stderr=as_json, highlight=False, soft_wrap=True, markup=False)
+    if not console.is_terminal:
+        console.width = 10_000  # a table in a file or a pipe keeps its long paths whole
+    return console
 
 
 def print_json(document: Mapping[str, Any]) -> None:
     """Print the one JSON document of a command to stdout."""
-    json.dump(document, sys.stdout, indent=2, allow_nan=False)
+    try:
+        text = json.dumps(document, indent=2, allow_nan=False)
+    except ValueError:
+        raise GammabetaError("the model computes NaN or infinity; its weights are broken") from None
+    sys.stdout.write(text)
     sys.stdout.write("\n")
 
 

@@ -43,7 +43,8 @@ def evaluate(
     confusion: Annotated[
         Path | None,
         typer.Option(
-            help="Where the confusion matrix is drawn (PNG). Default: RUN/confusion.png.",
+            help="Where the confusion matrix is drawn (PNG). Default: RUN/confusion.png, or "
+            "nowhere with --weights.",
             show_default=False,
         ),
     ] = None,
@@ -75,13 +76,14 @@ def evaluate(
     began = perf_counter()
     result = measuring.evaluate(model.to(machine.device), dataset.test, dataset.normalization)
     speed = result.total / (perf_counter() - began)
-    picture = confusion or (run / "confusion.png" if run else None)
+    _print(console, result, dataset, source)
+    if as_json:
+        print_json(_document(result, dataset, source, speed))
+    picture = confusion or (run / "confusion.png" if run and not weights else None)
     if picture:
         title = f"{source.name}: {100 * result.accuracy:.2f} % of {result.total}"
         plot_confusion(result.confusion, dataset.classes, title, picture)
-    _print(console, result, dataset, source, picture)
-    if as_json:
-        print_json(_document(result, dataset, source, speed))
+        console.print(f"confusion matrix: {picture}")
 
 
 def _open(
@@ -133,10 +135,9 @@ def _match_classes(path: Path, classes: tuple[str, ...], dataset: Dataset) -> No
         )
 
 
-def _print(
-    console: Console, result: Evaluation, dataset: Dataset, source: Path, picture: Path | None
-) -> None:
+def _print(console: Console, result: Evaluation, dataset: Dataset, source: Path) -> None:
     from rich.table import Table
+    from rich.text import Text
 
     counts = result.confusion.sum(axis=1)
     table = Table("class", "accuracy", "images", "most often taken for", box=None)
@@ -145,14 +146,17 @@ def _print(
         others[i] = 0
         worst = others.argmax()
         taken = f"{dataset.classes[worst]} ({others[worst]})" if others[worst] else ""
-        table.add_row(name, "-" if share is None else f"{100 * share:.1f} %", str(counts[i]), taken)
+        table.add_row(
+            Text(name),
+            "-" if share is None else f"{100 * share:.1f} %",
+            str(counts[i]),
+            Text(taken),
+        )
     console.print(table)
     console.print(
         f"Accuracy of {source} on the {result.total} test images of {dataset.name}: "
         f"{100 * result.accuracy:.2f} % ({result.correct} correct), loss {result.loss:.4f}"
     )
-    if picture:
-        console.print(f"confusion matrix: {picture}")
 
 
 def _document(

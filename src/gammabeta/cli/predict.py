@@ -24,8 +24,8 @@ def predict(
 ) -> None:
     """Name what is on image files, with probabilities.
 
-    Images are resized and scaled as in the run's training. An unreadable file is reported, the
-    others are still named, and the exit status is 2.
+    Images are resized and scaled as in training. An unreadable file is
+    reported, the others are still named, and the exit status is 2.
 
     Examples:
       gammabeta predict runs/cifar10-anneal-1 cat.jpg dog.png
@@ -34,6 +34,7 @@ def predict(
     import sys
 
     from rich.table import Table
+    from rich.text import Text
 
     from gammabeta import runtime
     from gammabeta.cli.console import open_console, print_json
@@ -50,7 +51,9 @@ def predict(
     table = Table("image", "class", "probability", box=None)
     for prediction in predictions:
         for i, (name, probability) in enumerate(prediction.classes):
-            table.add_row("" if i else str(prediction.path), name, f"{100 * probability:.1f} %")
+            table.add_row(
+                Text("" if i else str(prediction.path)), Text(name), f"{100 * probability:.1f} %"
+            )
     if table.rows:
         console.print(table)
     if as_json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -32,7 +33,8 @@ def train(
     data: options.Data = "cifar10",
     root: options.Root = None,
     image_size: Annotated[
-        int, typer.Option(help="Folder images are resized to this; a multiple of 8.")
+        int,
+        typer.Option(help="Digits and folder images are resized to this; a multiple of 8."),
     ] = 32,
     skip_unreadable: options.SkipUnreadable = False,
     recipe: Annotated[
@@ -64,7 +66,9 @@ def train(
             metavar="[auto|fp32|bf16]", help="auto: bf16 where the CPU has bf16 instructions."
         ),
     ] = "auto",
-    device: Annotated[str, typer.Option(metavar="[auto|cpu|cuda]")] = "auto",
+    device: Annotated[
+        str, typer.Option(metavar="[auto|cpu|cuda]", help="auto: CUDA where torch sees it.")
+    ] = "auto",
     threads: options.Threads = None,
     out: Annotated[
         Path | None,
@@ -89,8 +93,7 @@ def train(
 ) -> None:
     """Train the reference network and save a run: model, metrics, curves, state.
 
-    Stops cleanly on Ctrl-C: the batch is finished, everything is saved, and the command that
-    continues is printed.
+    Ctrl-C finishes the batch, saves, and prints the command that continues.
 
     Examples:
       gammabeta train --data digits              real digits, no download, seconds
@@ -191,9 +194,10 @@ def _introduce(console: Console, run: Run, dataset: Dataset, reason: str) -> Non
         console.print(note, markup=False)
     console.print(
         f"{dataset.name}: {len(dataset.train)} training and {len(dataset.test)} test images, "
-        f"{len(dataset.classes)} classes; recipe {recipe.name}: {recipe.epochs} epochs, batches "
-        f"of {recipe.batch_size}, lr {recipe.lr:g}, seed {recipe.seed}; {config.precision} "
-        f"({reason}), {config.threads} threads; run {run.path}",
+        f"{len(dataset.classes)} classes\n"
+        f"{recipe.name}: {recipe.epochs} epochs, batches of {recipe.batch_size}, lr {recipe.lr:g}, "
+        f"seed {recipe.seed}; {config.precision} ({reason}), {config.threads} threads\n"
+        f"saving in {run.path}",
         markup=False,
     )
 
@@ -220,7 +224,9 @@ def _fit(
                 result = trainer.fit([*listeners, show])
         except StoppedError as stopped:
             plot_curves(run.metrics, run.curves)
-            console.print(f"{stopped}; continue with: {program()} train --resume {run.path}")
+            console.print(
+                f"{stopped}; continue with: {program()} train --resume {shlex.quote(str(run.path))}"
+            )
             raise typer.Exit(128 + stopped.signal) from None
     plot_curves(run.metrics, run.curves)
     _conclude(console, trainer, result)
@@ -232,6 +238,7 @@ def _conclude(console: Console, trainer: Trainer, result: Evaluation) -> None:
     from gammabeta.cli.console import duration
 
     at, path = trainer.position, trainer.run.path
+    cifar = trainer.run.config.data == "cifar10"
     console.print(
         f"Accuracy of the network on the {result.total} test images: "
         f"{100 * result.accuracy:.0f} %\n"
@@ -239,9 +246,9 @@ def _conclude(console: Console, trainer: Trainer, result: Evaluation) -> None:
         f"{100 * at.best_accuracy:.2f} % (epoch {at.best_epoch}), {duration(at.seconds)}; "
         f"saved in {path}\n"
         "Try next:\n"
-        f"  {program()} evaluate {path}\n"
-        f"  {program()} predict {path} IMAGE...\n"
-        f"  {program()} train --help"
+        f"  {program()} evaluate {shlex.quote(str(path))}\n"
+        f"  {program()} predict {shlex.quote(str(path))} IMAGE...\n"
+        f"  {program()} train " + ("--recipe tutorial" if cifar else "    # CIFAR-10, 8 epochs")
     )
 
 

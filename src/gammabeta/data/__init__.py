@@ -49,6 +49,8 @@ def load(
         (1437, 360, ('0', '1', '2'))
     """
     if data == "cifar10":
+        if image_size != 32:
+            raise DataError(f"image size is {image_size}, but CIFAR-10's images are 32x32")
         from gammabeta.data.cifar import load_cifar10
 
         return load_cifar10(Path(root) if root else default_root(), progress=progress)

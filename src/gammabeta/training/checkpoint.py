@@ -6,10 +6,13 @@ so that a crash, a kill or a full disk leaves the previous file as it was.
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 import secrets
+import warnings
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -27,21 +30,22 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     Raises:
         RunError: If the file cannot be written (a full disk, say); ``path`` is as it was.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    temporary = path.parent / f".{secrets.token_hex(8)}"
     try:
         with temporary.open("wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
+    except (OSError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise RunError(
             f"{path}: cannot be written ({reason}); what was saved before is untouched. "
-            "Free some space or choose another --out"
+            "Free some space or choose another place"
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def save_model(path: Path, model: nn.Module) -> None:
@@ -53,7 +57,9 @@ def save_model(path: Path, model: nn.Module) -> None:
 
 def save_state(path: Path, state: Mapping[str, Any]) -> None:
     """Write a training state: tensors, numbers, strings, lists and dicts only."""
-    write_atomically(path, lambda file: torch.save(dict(state), file))
+    buffer = io.BytesIO()  # torch.save hides what a file raises: a full disk, a Ctrl-C
+    torch.save(dict(state), buffer)
+    write_atomically(path, lambda file: file.write(buffer.getbuffer()))
 
 
 def load_state(path: Path) -> dict[str, Any]:
@@ -63,11 +69,18 @@ def load_state(path: Path) -> dict[str, Any]:
         RunError: If the file is missing, damaged, or holds anything but plain data.
     """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a pickle's protocol, of TorchScript
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise RunError(f"{path}: no such file") from None
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except pickle.UnpicklingError:
+        raise RunError(
+            f"{path}: is damaged, or holds more than tensors and plain data, which is not run; "
+            "save a model's state_dict() instead"
+        ) from None
+    except Exception as error:  # noqa: BLE001 - damaged pickles raise nearly anything
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise RunError(f"{path}: is not a whole file of tensors and plain data: {reason}") from None
     if not isinstance(state, dict):
         raise RunError(f"{path}: holds a {type(state).__name__}, but a dict was expected")
@@ -83,13 +96,17 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     Raises:
         RunError: If the file is missing, damaged or holds no tensors.
     """
-    if path.suffix == ".safetensors":
-        return _load_safetensors(path)
-    weights: Mapping[str, Any] = load_state(path)
+    weights: Mapping[str, Any]
+    weights = _load_safetensors(path) if path.suffix == ".safetensors" else load_state(path)
     for key in ("state_dict", "model_state_dict", "model"):
-        if isinstance(weights.get(key), dict):
-            weights = weights[key]
-    named = {k.removeprefix("module."): v for k, v in weights.items() if isinstance(v, Tensor)}
+        nested = weights.get(key)
+        if isinstance(nested, dict):
+            weights = nested
+    named = {
+        k.removeprefix("module."): v
+        for k, v in weights.items()
+        if isinstance(k, str) and isinstance(v, Tensor)
+    }
     if not named:
         raise RunError(f"{path}: holds no tensors; a state_dict saved by torch.save was expected")
     return named

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 
 from gammabeta.training.checkpoint import write_atomically
@@ -83,4 +85,8 @@ def plot_confusion(
 
 
 def _save(figure: Figure, path: Path) -> None:
-    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=110))
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)  # class names may hold dollar signs
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")
+        write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=110))

@@ -12,7 +12,7 @@ from typing import Any
 import gammabeta
 from gammabeta import data
 from gammabeta.data.dataset import Dataset, Normalization, Progress
-from gammabeta.errors import RunError
+from gammabeta.errors import GammabetaError, RunError
 from gammabeta.models import Net
 from gammabeta.training.checkpoint import apply_weights, load_weights, write_atomically
 from gammabeta.training.recipe import Recipe
@@ -106,7 +106,7 @@ class Run:
         except OSError as error:
             hint = "a run is the folder that `gammabeta train` printed"
             raise RunError(f"{path}: is not a run: {error.strerror}: config.json; {hint}") from None
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, GammabetaError) as error:
             raise RunError(f"{file}: is damaged or of another version: {error}") from None
 
     def build_model(self) -> Net:
@@ -131,6 +131,9 @@ def _parse(read: dict[str, Any]) -> Config:
         *(tuple(read["normalization"][key]) for key in ("mean", "std"))
     )
     read["classes"] = tuple(read["classes"])
+    for key in ("image_size", "threads"):
+        if not isinstance(read.get(key), int):
+            raise TypeError(f"{key} is {read.get(key)!r}, but must be a whole number")
     return Config(**read)
 
 

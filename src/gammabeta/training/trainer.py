@@ -85,7 +85,7 @@ class Trainer:
     Args:
         run: Where to save; its configuration says how to train.
         dataset: What to train on and measure with.
-        resume: Continue from the run's ``state.pt`` instead of starting anew.
+        resume: Continue from the run's ``state.pt``; a run that saved none yet starts anew.
         stop_requested: Returns the number of a signal that asks to stop, or 0.
 
     Raises:
@@ -116,8 +116,17 @@ class Trainer:
             dataset.augmentation,
             seed=self.recipe.seed,
         )
+        if len(dataset.train) < 2:
+            raise GammabetaError(
+                "the training split has a single image, but batch norm needs two values a channel"
+            )
+        if dataset.classes != config.classes:
+            raise RunError(
+                f"{run.path} was begun on {', '.join(config.classes)}, but {dataset.name} now has "
+                f"the classes {', '.join(dataset.classes)}"
+            )
         self.position = Position()
-        if resume:
+        if resume and (run.state.exists() or run.model.exists()):
             self._restore()
         else:
             self.save()
@@ -207,6 +216,11 @@ class Trainer:
         began = time.perf_counter()
         result = self._measure(tell)
         at.seconds += time.perf_counter() - began
+        if not math.isfinite(result.loss):
+            raise NonFiniteLossError(
+                f"the loss on the test split is {result.loss} after epoch {at.epoch + 1}; "
+                f"{self.run.path} keeps its last good checkpoint. Try --lr {self.recipe.lr / 4:.3g}"
+            )
         event = EpochDone(
             epoch=at.epoch + 1,
             epochs=self.recipe.epochs,
@@ -219,7 +233,7 @@ class Trainer:
             images_per_second=at.epoch_images / at.epoch_seconds,
             seconds=at.seconds,
         )
-        if result.accuracy > at.best_accuracy:
+        if result.accuracy > at.best_accuracy or not at.best_epoch:
             at.best_accuracy, at.best_epoch = result.accuracy, at.epoch + 1
         at.next_epoch()
         tell(event)
@@ -245,6 +259,7 @@ class Trainer:
             "position": dataclasses.asdict(self.position),
             "model": model,
             "optimizer": self.optimizer.state_dict(),
+            "images": len(self.dataset.train),
             "random": torch.get_rng_state(),
         }
         save_state(self.run.state, state)
@@ -257,9 +272,15 @@ class Trainer:
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
             torch.set_rng_state(state["random"])
+            images = state["images"]
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             reason = str(error).splitlines()[0]
             raise RunError(f"{self.run.state}: does not continue this run: {reason}") from None
+        if images != len(self.dataset.train):
+            raise RunError(
+                f"{self.run.path} was begun on {images} training images, but "
+                f"{self.dataset.name} now has {len(self.dataset.train)}; start a new run"
+            )
         if self.position.epoch >= self.recipe.epochs:
             raise RunError(
                 f"{self.run.path}: is complete ({self.position.epoch} of {self.recipe.epochs} "
