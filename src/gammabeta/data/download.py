@@ -19,7 +19,7 @@ from http import HTTPStatus
 from http.client import HTTPException
 from typing import IO, TYPE_CHECKING, cast
 from urllib.error import HTTPError
-from urllib.request import Request, urlopen
+from urllib.request import Request, build_opener
 
 from gammabeta.errors import DataError
 
@@ -164,9 +164,10 @@ def _receive(remote: Remote, file: IO[bytes], report: Progress, timeout: float) 
 
 def _open(remote: Remote, file: IO[bytes], start: int, timeout: float) -> HTTPResponse:
     headers = {"Range": f"bytes={start}-"} if start else {}
+    opener = build_opener()  # urlopen's own remembers the proxies of its first call for ever
     request = Request(remote.url, headers=headers)  # noqa: S310 (the program's own address)
     try:
-        return cast("HTTPResponse", urlopen(request, timeout=timeout))  # noqa: S310 (as above)
+        return cast("HTTPResponse", opener.open(request, timeout=timeout))
     except HTTPError as error:
         error.close()
         if error.code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
