@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F  # Corrected (1): one listing of the original uses F without this.
 from torch import nn, optim
 
-from gammabeta import data, param_groups
+from gammabeta import BatchNorm1d, BatchNorm2d, data, param_groups
 from gammabeta.data.loader import Loader
 
 
@@ -24,13 +24,13 @@ class Net(nn.Module):
         super().__init__()
         # Corrected (2): no bias before Batch Normalization, which subtracts it again with the mean.
         self.conv1 = nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(64)
+        self.bn1 = BatchNorm2d(64)
         self.conv2 = nn.Conv2d(64, 128, kernel_size=3, stride=1, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(128)
+        self.bn2 = BatchNorm2d(128)
         self.conv3 = nn.Conv2d(128, 256, kernel_size=3, stride=1, padding=1, bias=False)
-        self.bn3 = nn.BatchNorm2d(256)
+        self.bn3 = BatchNorm2d(256)
         self.fc1 = nn.Linear(256 * 4 * 4, 1024, bias=False)
-        self.bn4 = nn.BatchNorm1d(1024)
+        self.bn4 = BatchNorm1d(1024)
         self.fc2 = nn.Linear(1024, 10)
 
     def forward(self, x):

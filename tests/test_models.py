@@ -73,8 +73,8 @@ def test_gradients_and_statistics_equal_the_tutorials_in_train_mode(dtype):
         logits = model.train()(given)
         wanted = torch.autograd.grad(logits, [given, *model.parameters()], cotangent)
         grads.append([logits.detach(), *wanted, *model.buffers()])
-    for ours, theirs in zip(*grads, strict=True):
-        assert torch.equal(ours, theirs)
+    for ours, theirs in zip(*grads, strict=True):  # to rounding: our layers move far channels
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
     assert all(grad.abs().max() > 0 for grad in grads[0][:2])
 
 

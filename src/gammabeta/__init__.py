@@ -11,16 +11,61 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from gammabeta.errors import GammabetaError
     from gammabeta.models import Net
+    from gammabeta.norm.act import BatchNormAct1d, BatchNormAct2d, BatchNormAct3d
+    from gammabeta.norm.functional import batch_norm, batch_norm_and_stats
+    from gammabeta.norm.layers import (
+        BatchNorm1d,
+        BatchNorm2d,
+        BatchNorm3d,
+        LazyBatchNorm1d,
+        LazyBatchNorm2d,
+        LazyBatchNorm3d,
+    )
+    from gammabeta.norm.renorm import BatchRenorm1d, BatchRenorm2d, BatchRenorm3d
+    from gammabeta.norm.updates import no_stats_update
+    from gammabeta.surgery.convert import convert
+    from gammabeta.surgery.freeze import freeze, unfreeze
     from gammabeta.training.step import param_groups
 
 __version__ = "0.1.0"
-__all__ = ["GammabetaError", "Net", "__version__", "param_groups"]
+__all__ = [
+    "BatchNorm1d",
+    "BatchNorm2d",
+    "BatchNorm3d",
+    "BatchNormAct1d",
+    "BatchNormAct2d",
+    "BatchNormAct3d",
+    "BatchRenorm1d",
+    "BatchRenorm2d",
+    "BatchRenorm3d",
+    "GammabetaError",
+    "LazyBatchNorm1d",
+    "LazyBatchNorm2d",
+    "LazyBatchNorm3d",
+    "Net",
+    "__version__",
+    "batch_norm",
+    "batch_norm_and_stats",
+    "convert",
+    "freeze",
+    "no_stats_update",
+    "param_groups",
+    "unfreeze",
+]
 
-_HOMES = {
-    "GammabetaError": "gammabeta.errors",
-    "Net": "gammabeta.models",
-    "param_groups": "gammabeta.training.step",
+_NAMES_OF = {
+    "gammabeta.errors": ["GammabetaError"],
+    "gammabeta.models": ["Net"],
+    "gammabeta.norm.act": [f"BatchNormAct{d}d" for d in (1, 2, 3)],
+    "gammabeta.norm.functional": ["batch_norm", "batch_norm_and_stats"],
+    "gammabeta.norm.layers": [f"{lazy}BatchNorm{d}d" for lazy in ("", "Lazy") for d in (1, 2, 3)],
+    "gammabeta.norm.renorm": [f"BatchRenorm{d}d" for d in (1, 2, 3)],
+    "gammabeta.norm.updates": ["no_stats_update"],
+    "gammabeta.surgery.convert": ["convert"],
+    "gammabeta.surgery.freeze": ["freeze", "unfreeze"],
+    "gammabeta.training.step": ["param_groups"],
 }
+_HOMES = {name: home for home, names in _NAMES_OF.items() for name in names}
 
 
 def __getattr__(name: str) -> object:

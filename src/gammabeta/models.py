@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gammabeta.errors import GammabetaError
+from gammabeta.norm.layers import BatchNorm1d, BatchNorm2d
 
 
 class Net(nn.Module):
@@ -43,13 +44,13 @@ class Net(nn.Module):
                 f"image_size is {image_size}, but three 2x2 poolings need a positive multiple of 8"
             )
         self.conv1 = nn.Conv2d(3, 64, 3, padding=1)
-        self.bn1 = nn.BatchNorm2d(64)
+        self.bn1 = BatchNorm2d(64)
         self.conv2 = nn.Conv2d(64, 128, 3, padding=1)
-        self.bn2 = nn.BatchNorm2d(128)
+        self.bn2 = BatchNorm2d(128)
         self.conv3 = nn.Conv2d(128, 256, 3, padding=1)
-        self.bn3 = nn.BatchNorm2d(256)
+        self.bn3 = BatchNorm2d(256)
         self.fc1 = nn.Linear(256 * (image_size // 8) ** 2, 1024)
-        self.bn4 = nn.BatchNorm1d(1024)
+        self.bn4 = BatchNorm1d(1024)
         self.fc2 = nn.Linear(1024, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from gammabeta import __version__
-from gammabeta.cli import evaluate, predict, train
+from gammabeta.cli import conformance, evaluate, predict, train
 from gammabeta.errors import GammabetaError
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ app = typer.Typer(
 app.command("train")(train.train)
 app.command("evaluate")(evaluate.evaluate)
 app.command("predict")(predict.predict)
+app.command("conformance")(conformance.conformance)
 
 
 def _print_version(wanted: bool) -> None:

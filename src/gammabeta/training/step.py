@@ -91,6 +91,6 @@ def train_step(
     outcome = Outcome(loss.item(), correct, len(labels))
     if torch.isfinite(loss):
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
     return outcome

@@ -1,0 +1,1 @@
+"""Batch normalisation: functions, layers and the kernels behind them."""

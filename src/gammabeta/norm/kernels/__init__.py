@@ -1,0 +1,1 @@
+"""The arithmetic of batch norm, in interchangeable forms behind one signature."""

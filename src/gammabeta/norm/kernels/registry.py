@@ -1,0 +1,63 @@
+"""Which kernel computes: one signature, several implementations, chosen by name.
+
+Adding one is a module with the two functions of :class:`Kernel` and a line in ``_KERNELS``.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor
+
+from gammabeta.errors import GammabetaError
+from gammabeta.norm.activation import Epilogue
+from gammabeta.norm.kernels import eager
+
+
+class Kernel(Protocol):
+    """What a kernel computes for ``x`` of shape (N, C, *). It writes none of its arguments."""
+
+    def train(
+        self,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        residual: Tensor | None,
+        eps: float,
+        epilogue: Epilogue,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Normalise with the batch's own statistics.
+
+        Returns:
+            The output, differentiable to any order; the batch's mean and its unbiased variance,
+            (C,) each, without a gradient.
+        """
+
+    def infer(
+        self,
+        x: Tensor,
+        mean: Tensor,
+        var: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        residual: Tensor | None,
+        eps: float,
+        epilogue: Epilogue,
+    ) -> Tensor:
+        """Normalise with given statistics, which are constants to the derivative."""
+
+
+_KERNELS: dict[str, Kernel] = {"eager": eager}
+
+
+def select(backend: str) -> Kernel:
+    """Return the kernel of that name; "auto" is the best that serves.
+
+    Raises:
+        GammabetaError: For a name that is not known.
+    """
+    if backend == "auto":
+        return eager
+    if backend not in _KERNELS:
+        raise GammabetaError(f"backend is {backend!r}, but must be auto, {', '.join(_KERNELS)}")
+    return _KERNELS[backend]

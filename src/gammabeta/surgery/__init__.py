@@ -1,0 +1,1 @@
+"""Changing models that exist: freezing and converting their batch norms."""
