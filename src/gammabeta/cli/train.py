@@ -195,7 +195,7 @@ def _introduce(console: Console, run: Run, dataset: Dataset, reason: str) -> Non
     console.print(
         f"{dataset.name}: {len(dataset.train)} training and {len(dataset.test)} test images, "
         f"{len(dataset.classes)} classes\n"
-        f"{recipe.name}: {recipe.epochs} epochs, batches of {recipe.batch_size}, lr {recipe.lr:g}, "
+        f"{recipe.name}: {recipe.epochs} epoch{'s' * (recipe.epochs > 1)}, batches of {recipe.batch_size}, lr {recipe.lr:g}, "
         f"seed {recipe.seed}; {config.precision} ({reason}), {config.threads} threads\n"
         f"saving in {run.path}",
         markup=False,
