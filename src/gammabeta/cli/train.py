@@ -129,7 +129,7 @@ def _begin(console: Console, given: dict[str, Any]) -> tuple[Run, Dataset]:
         refuse_occupied(given["out"])
     machine = runtime.configure(given["precision"], given["device"], given["threads"])
     if given["verbose"]:
-        console.print(machine.describe(), markup=False)
+        console.print(machine.describe())
     name = given["data"]
     data = name if name in {"cifar10", "digits"} else str(Path(name).absolute())
     root = str(given["root"].absolute()) if given["root"] else None
@@ -169,7 +169,7 @@ def _reopen(console: Console, path: Path, root: Path | None, verbose: bool) -> t
     config = run.config
     machine = runtime.configure(config.precision, config.device, config.threads)
     if verbose:
-        console.print(machine.describe(), markup=False)
+        console.print(machine.describe())
     with data_progress(console) as progress:
         dataset = config.load_data(root, progress)
     _introduce(console, run, dataset, "as before")
@@ -191,14 +191,14 @@ def _refuse_other_options(context: typer.Context) -> None:
 def _introduce(console: Console, run: Run, dataset: Dataset, reason: str) -> None:
     config, recipe = run.config, run.config.recipe
     for note in dataset.notes:
-        console.print(note, markup=False)
+        console.print(note)
+    plural = "s" * (recipe.epochs > 1)
     console.print(
         f"{dataset.name}: {len(dataset.train)} training and {len(dataset.test)} test images, "
         f"{len(dataset.classes)} classes\n"
-        f"{recipe.name}: {recipe.epochs} epoch{'s' * (recipe.epochs > 1)}, batches of {recipe.batch_size}, lr {recipe.lr:g}, "
-        f"seed {recipe.seed}; {config.precision} ({reason}), {config.threads} threads\n"
-        f"saving in {run.path}",
-        markup=False,
+        f"{recipe.name}: {recipe.epochs} epoch{plural}, batches of {recipe.batch_size}, lr "
+        f"{recipe.lr:g}, seed {recipe.seed}; {config.precision} ({reason}), {config.threads} "
+        f"threads\nsaving in {run.path}"
     )
 
 

@@ -116,15 +116,7 @@ class Trainer:
             dataset.augmentation,
             seed=self.recipe.seed,
         )
-        if len(dataset.train) < 2:
-            raise GammabetaError(
-                "the training split has a single image, but batch norm needs two values a channel"
-            )
-        if dataset.classes != config.classes:
-            raise RunError(
-                f"{run.path} was begun on {', '.join(config.classes)}, but {dataset.name} now has "
-                f"the classes {', '.join(dataset.classes)}"
-            )
+        self._refuse_other_data()
         self.position = Position()
         if resume and (run.state.exists() or run.model.exists()):
             self._restore()
@@ -264,6 +256,18 @@ class Trainer:
         }
         save_state(self.run.state, state)
         save_model(self.run.model, self.model)
+
+    def _refuse_other_data(self) -> None:
+        if len(self.dataset.train) < 2:
+            raise GammabetaError(
+                "the training split has a single image, but batch norm needs two values a channel"
+            )
+        begun = self.run.config.classes
+        if self.dataset.classes != begun:
+            raise RunError(
+                f"{self.run.path} was begun on {', '.join(begun)}, but {self.dataset.name} now has "
+                f"the classes {', '.join(self.dataset.classes)}"
+            )
 
     def _restore(self) -> None:
         state = load_state(self.run.state)
