@@ -67,7 +67,7 @@ class TutorialNet(nn.Module):
         x = F.max_pool2d(F.relu(self.bn1(self.conv1(x))), 2)
         x = F.max_pool2d(F.relu(self.bn2(self.conv2(x))), 2)
         x = F.max_pool2d(F.relu(self.bn3(self.conv3(x))), 2)
-        x = F.relu(self.bn4(self.fc1(x.view(-1, 256 * 4 * 4))))
+        x = F.relu(self.bn4(self.fc1(torch.flatten(x, 1))))
         return self.fc2(x)
 
 

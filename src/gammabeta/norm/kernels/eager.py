@@ -2,7 +2,7 @@
 
 On CUDA this is cuDNN. On the CPU torch sums float32 channels-last data in float32 about zero, and
 applies the result as ``x * a + b``: with a mean of 1e6 and a standard deviation of 1 the variance
-comes out 1,800 times too large, and even exact statistics would drown in the rounding of ``b``.
+is hundreds of times too large, and even exact statistics would drown in the rounding of ``b``.
 Batch norm does not change when a constant is added to a channel, so such channels are first moved
 near zero, which is exact or nearly so in floating point.
 """
