@@ -268,3 +268,18 @@ def test_freezing_returns_the_very_model():
     subject = model(KINDS["torch"])
     assert freeze(subject) is subject
     assert unfreeze(subject) is subject
+
+
+def test_update_bn_recomputes_the_free_layers_and_leaves_frozen_statistics():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 2), nn.BatchNorm1d(2))
+    model(torch.randn(8, 3) + 5)
+    freeze(model[0])
+    frozen = {key: value.clone() for key, value in model[0].state_dict().items()}
+    free = model[2].running_mean.clone()
+    torch.optim.swa_utils.update_bn([torch.randn(8, 3)], model)
+    for key, value in model[0].state_dict().items():
+        assert torch.equal(value, frozen[key]), key
+    assert not torch.equal(model[2].running_mean, free)
+    unfreeze(model)[0].reset_running_stats()
+    assert not model[0].running_mean.any()

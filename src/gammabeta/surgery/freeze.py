@@ -51,6 +51,7 @@ track_running_stats=True, frozen=stats)
     for _, layer in layers:
         if stats:
             layer.__dict__["train"] = partial(_stay_in_eval, layer)
+            layer.__dict__["reset_running_stats"] = _keep_statistics
             layer.eval()
         if affine and _AFFINE not in layer.__dict__:
             layer.__dict__[_AFFINE] = [
@@ -70,6 +71,7 @@ def unfreeze(model: M) -> M:
         (True, True)
     """
     for _, layer in _layers(model):
+        layer.__dict__.pop("reset_running_stats", None)
         if layer.__dict__.pop("train", None) is not None:
             layer.training = model.training if layer is not model else True
         for name in layer.__dict__.pop(_AFFINE, []):
@@ -110,6 +112,10 @@ def _refuse_without_statistics(layers: list[tuple[str, _NormBase]]) -> None:
 
 def _stay_in_eval(layer: nn.Module, mode: bool = True) -> nn.Module:  # noqa: ARG001
     return type(layer).train(layer, False)
+
+
+def _keep_statistics() -> None:
+    """Stand for ``reset_running_stats``, which torch's ``update_bn`` calls on every batch norm."""
 
 
 def _frozen_repr(layer: nn.Module) -> str:
