@@ -18,7 +18,7 @@ from gammabeta.norm.activation import Epilogue
 
 _FAR = 16.0
 """A channel is moved if its mean is this many standard deviations from zero: 4 bits are lost."""
-_PROBED = 64
+_PROBED = 32
 """Values a channel from which that is guessed; a wrong guess costs time or bits, nothing else."""
 
 
