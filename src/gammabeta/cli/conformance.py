@@ -17,10 +17,11 @@ def conformance(
     as_json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """Check a batch norm class against PyTorch's contract, behaviour by behaviour.
+    """Check a batch norm class, behaviour by behaviour.
 
-    The class is called as Class(num_features, ...). The exit status is 0 if every behaviour that
-    applies holds, 1 if one does not.
+    PyTorch's contract, and what it promises less firmly: torch's own layers
+    fail a few. The class is called as Class(num_features, ...). The exit
+    status is 0 if every behaviour that applies holds, 1 if one does not.
 
     Examples:
       gammabeta conformance torch.nn:BatchNorm2d

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from gammabeta.training.trainer import Trainer
 
 RUNS = Path("runs")
+FEW_STEPS = 90
 _WITH_RESUME = {"resume", "root", "tensorboard", "as_json", "verbose", "debug"}
 
 
@@ -214,6 +215,11 @@ def _fit(
 
     with stop_on_signals() as stop_requested:
         trainer = Trainer(run, dataset, resume=resumed, stop_requested=stop_requested)
+        if trainer.total_steps < FEW_STEPS:
+            console.print(
+                f"note: {trainer.total_steps} steps in all are few: weights and running statistics "
+                "need about a hundred; more --epochs, or a smaller --batch-size with a smaller --lr"
+            )
         at = trainer.position
         listeners: list[Listener] = [MetricsFile(run.metrics, at.epoch, at.step)]
         if tensorboard:

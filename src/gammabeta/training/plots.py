@@ -36,9 +36,15 @@ def plot_curves(metrics: Path, path: Path) -> None:
 def _draw_losses(axes: Axes, steps: list[dict[str, Any]], epochs: list[dict[str, Any]]) -> None:
     rate = epochs[0]["step"] / epochs[0]["epoch"]  # steps an epoch
     x = [r["epoch"] for r in epochs]
-    axes.plot([r["step"] / rate for r in steps], [r["loss"] for r in steps], c=_BLUE, alpha=0.35)
+    losses = [r["loss"] for r in steps]
+    axes.plot([r["step"] / rate for r in steps], losses, c=_BLUE, alpha=0.35, label="100 batches")
     axes.plot(
-        x, [r["train_loss"] for r in epochs], "o-", c=_BLUE, ms=4, label="training, as optimised"
+        x,
+        [r["train_loss"] for r in epochs],
+        "o-",
+        c=_BLUE,
+        ms=4,
+        label="training epoch, as optimised",
     )
     axes.plot(x, [r["test_loss"] for r in epochs], "s-", c=_ORANGE, ms=4, label="test, eval mode")
     axes.set(xlabel="epoch", ylabel="cross entropy", title="Loss")
@@ -58,7 +64,7 @@ def _draw_accuracies(axes: Axes, epochs: list[dict[str, Any]]) -> None:
 
 
 def _finish(axes: Axes) -> None:
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
