@@ -79,8 +79,8 @@ def load_from(
     except URLError as error:
         raise DataError(
             f"CIFAR-10 is not in {root} and its server cannot be reached ({error.reason}); "
-            f"go online, name the folder that has it with --root, or put {BINARY.archive} into this "
-            f"one; {DIGITS}"
+            f"go online, name the folder that has it with --root, or put {BINARY.archive} here; "
+            f"{DIGITS}"
         ) from error
     except OSError as error:
         raise DataError(
