@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from benchmarks import loader, startup, training_loop
+from benchmarks import loader, startup, statistics, training_loop
 
-for benchmark in (startup, loader, training_loop):
+for benchmark in (startup, statistics, loader, training_loop):
     print(f"\n## {benchmark.__name__}\n", flush=True)
     benchmark.main()
