@@ -165,9 +165,7 @@ def batch_norm_act(
 
     ``statistics`` of None are those of the batch; a pair (mean, var) is constant, as in eval mode.
     """
-    mean, var = batch_statistics(x) if statistics is None else statistics
-    z = batch_norm_eval(x, mean, var, gamma, beta, eps)
-    z = z if residual is None else z + _f64(residual)
+    z = _before_activation(x, gamma, beta, eps, residual, statistics)
     y = activate(z, activation, negative_slope, approximate)
     return y if pool is None else max_pool(y, pool)[0]
 
@@ -190,9 +188,7 @@ def batch_norm_act_backward(
 
     ``dresidual`` is the gradient at BN's output; it is returned without a residual as well.
     """
-    mean, var = batch_statistics(x) if statistics is None else statistics
-    z = batch_norm_eval(x, mean, var, gamma, beta, eps)
-    z = z if residual is None else z + _f64(residual)
+    z = _before_activation(x, gamma, beta, eps, residual, statistics)
     dy = _f64(dy)
     if pool is not None:
         places = max_pool(activate(z, activation, negative_slope, approximate), pool)[1]
@@ -200,4 +196,18 @@ def batch_norm_act_backward(
     dz = dy * activation_gradient(z, activation, negative_slope, approximate)
     if statistics is None:
         return *batch_norm_backward(dz, x, gamma, eps), dz
-    return *batch_norm_eval_backward(dz, x, mean, var, gamma, eps), dz
+    return *batch_norm_eval_backward(dz, x, *statistics, gamma, eps), dz
+
+
+def _before_activation(
+    x: ArrayLike,
+    gamma: ArrayLike,
+    beta: ArrayLike,
+    eps: float,
+    residual: ArrayLike | None,
+    statistics: Statistics | None,
+) -> Array:
+    """Return z = BN(x) + residual."""
+    mean, var = batch_statistics(x) if statistics is None else statistics
+    z = batch_norm_eval(x, mean, var, gamma, beta, eps)
+    return z if residual is None else z + _f64(residual)

@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from gammabeta.norm.activation import Epilogue
 from gammabeta.norm.functional import PLAIN, Stats, normalize
-from gammabeta.norm.updates import updates_allowed
+from gammabeta.norm.updates import batch_weight, updates_allowed
 
 
 class _Layer(_BatchNorm):
@@ -84,7 +84,7 @@ class _Layer(_BatchNorm):
     _dims: tuple[int, ...] = ()
 
     def _check_input_dim(self, input: Tensor) -> None:  # noqa: A002 (torch's name)
-        _check_dims(input, self._dims)
+        check_dims(input, self._dims)
 
     def extra_repr(self) -> str:
         """Describe the layer as torch does, and name what is not the default."""
@@ -104,18 +104,16 @@ def _forward(layer: _Layer, x: Tensor, residual: Tensor | None, epilogue: Epilog
     A function apart that is given the layer, so that symbolic tracing keeps it as one node and
     the traced model changes its mode as one of torch's layers would.
     """
-    _check_dims(x, layer._dims)
+    check_dims(x, layer._dims)
     mean, var, count = layer.running_mean, layer.running_var, layer.num_batches_tracked
     stats = None if mean is None or var is None else Stats(mean, var)
     weighs: float | Tensor = 0.0
     if layer.training and not (layer.track_running_stats and updates_allowed()):
         stats = None
     if layer.training and stats is not None and x.numel():
-        weighs = 0.0 if layer.momentum is None else layer.momentum
         if count is not None:
             count.add_(1)
-            if layer.momentum is None:
-                weighs = count.to(stats.running_mean.dtype).reciprocal()
+        weighs = batch_weight(layer.momentum, count, stats.running_mean)
     y, _ = normalize(
         x,
         stats,
@@ -133,7 +131,8 @@ def _forward(layer: _Layer, x: Tensor, residual: Tensor | None, epilogue: Epilog
     return y
 
 
-def _check_dims(x: Tensor, dims: tuple[int, ...]) -> None:
+def check_dims(x: Tensor, dims: tuple[int, ...]) -> None:
+    """Refuse an input of another rank, in torch's words."""
     if x.dim() not in dims:
         expected = " or ".join(f"{d}D" for d in dims)
         raise ValueError(f"expected {expected} input (got {x.dim()}D input)")

@@ -11,8 +11,8 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from gammabeta.norm.functional import Stats, normalize
 from gammabeta.norm.kernels.eager import per_channel
-from gammabeta.norm.layers import _check_dims
-from gammabeta.norm.updates import moved, updates_allowed
+from gammabeta.norm.layers import check_dims
+from gammabeta.norm.updates import batch_weight, moved, updates_allowed
 
 
 class _BatchRenorm(_NormBase):
@@ -102,7 +102,7 @@ class _BatchRenorm(_NormBase):
             r, d = self._correction(x, *batch)
             if updates_allowed():
                 self.num_batches_tracked.add_(1)
-                momentum = self._momentum()
+                momentum = batch_weight(self.momentum, self.num_batches_tracked, self.running_mean)
                 moved(self.running_mean, [batch[0]], momentum, in_place=True)
                 moved(self.running_var, [batch[1]], momentum, in_place=True)
         weight = r if self.weight is None else r * self.weight
@@ -120,11 +120,6 @@ class _BatchRenorm(_NormBase):
         d = ((mean - self.running_mean) / sigma).clamp(-d_max, d_max)
         return r, d
 
-    def _momentum(self) -> float | Tensor:
-        if self.momentum is not None:
-            return self.momentum
-        return self.num_batches_tracked.to(self.running_mean.dtype).reciprocal()
-
     def extra_repr(self) -> str:
         """Describe the layer as torch does, with the limits."""
         base: str = super().extra_repr()  # type: ignore[no-untyped-call]
@@ -134,7 +129,7 @@ class _BatchRenorm(_NormBase):
 @torch.fx.wrap
 def _renorm_forward(layer: _BatchRenorm, x: Tensor) -> Tensor:
     """One node to symbolic tracing, which reads the layer's mode when it runs."""
-    _check_dims(x, layer._dims)
+    check_dims(x, layer._dims)
     return layer._train(x) if layer.training else layer._infer(x)
 
 

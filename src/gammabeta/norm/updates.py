@@ -47,6 +47,19 @@ def updates_allowed() -> bool:
     return _allowed.get() and not recomputing
 
 
+def batch_weight(momentum: float | None, count: Tensor | None, like: Tensor) -> float | Tensor:
+    """Return what a new batch weighs: the momentum, or for None 1 / count, of their plain average.
+
+    Args:
+        momentum: Of the layer.
+        count: Batches including this one; a tensor, so that it may be compiled. None counts none.
+        like: A running statistic, for the dtype.
+    """
+    if momentum is not None:
+        return momentum
+    return 0.0 if count is None else count.to(like.dtype).reciprocal()
+
+
 def moved(
     running: Tensor,
     batches: list[Tensor],

@@ -36,8 +36,10 @@ def plot_curves(metrics: Path, path: Path) -> None:
 def _draw_losses(axes: Axes, steps: list[dict[str, Any]], epochs: list[dict[str, Any]]) -> None:
     rate = epochs[0]["step"] / epochs[0]["epoch"]  # steps an epoch
     x = [r["epoch"] for r in epochs]
-    losses = [r["loss"] for r in steps]
-    axes.plot([r["step"] / rate for r in steps], losses, c=_BLUE, alpha=0.35, label="100 batches")
+    if steps:
+        losses = [r["loss"] for r in steps]
+        at = [r["step"] / rate for r in steps]
+        axes.plot(at, losses, c=_BLUE, alpha=0.35, label="100 batches")
     axes.plot(
         x,
         [r["train_loss"] for r in epochs],
