@@ -86,7 +86,9 @@ def test_pooling_matches_the_oracle(pool, case, training):
     ("pool", "size"), list(itertools.product([2, 3], [(4, 6), (7, 5), (3, 3)])), ids=str
 )
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
-def test_pooling_is_torchs_own_sequence_to_the_bit_also_where_values_tie(case, pool, size, layout):
+def test_eager_pooling_is_torchs_own_sequence_to_the_bit_also_where_values_tie(
+    case, pool, size, layout
+):
     options, act = ACTIVATIONS[case]
     x = (randn(2, 3, *size) * 1.5).round().contiguous(memory_format=layout)
     inputs = {"x": x, "weight": torch.tensor([8.0, -8.0, 0.0]), "bias": torch.tensor([1.0, 2.0, 7])}
@@ -97,7 +99,7 @@ def test_pooling_is_torchs_own_sequence_to_the_bit_also_where_values_tie(case, p
         return F.max_pool2d(y, kernel, stride, padding)
 
     def fused(x, weight, bias):
-        return batch_norm(x, None, None, weight, bias, True, pool=pool, **options)
+        return batch_norm(x, None, None, weight, bias, True, pool=pool, backend="eager", **options)
 
     assert_same(with_gradients(fused, inputs), with_gradients(unfused, inputs))
 

@@ -66,6 +66,10 @@ class Epilogue:
             return self._activate(_max_pool(y, self.pool))
         return _max_pool(self._activate(y), self.pool)
 
+    def pool_only(self, y: Tensor) -> Tensor:
+        """Apply the pooling to what is activated already."""
+        return y if self.pool is None else _max_pool(y, self.pool)
+
     def _activate(self, y: Tensor) -> Tensor:
         if self.activation is None:
             return y

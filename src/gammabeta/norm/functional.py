@@ -182,14 +182,14 @@ def normalize(
     update); ``epilogue`` is what follows; ``write`` tells whether new statistics are written in
     place or only returned; ``alike`` whether ghost batches weigh alike in them.
     """
-    kernel = select(backend)
     _check_shapes(x, stats, epilogue, virtual_batch_size)
     if stats is not None and not training:
+        kernel = select(backend, x, weight, bias, residual, stats)
         return kernel.infer(x, *stats, weight, bias, residual, eps, epilogue), stats
     virtual_batch_size = virtual_batch_size if training else None
     _check_values(x, virtual_batch_size)
     done = [
-        kernel.train(part, weight, bias, added, eps, epilogue)
+        select(backend, part, weight, bias, added).train(part, weight, bias, added, eps, epilogue)
         for part, added in _parts(x, residual, virtual_batch_size)
     ]
     y = done[0][0] if len(done) == 1 else torch.cat([part[0] for part in done])

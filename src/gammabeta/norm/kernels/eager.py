@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.nn import functional as F
 
 from gammabeta.norm.activation import Epilogue
+from gammabeta.norm.kernels.tracing import recorded
 
 _FAR = 16.0
 """A channel is moved if its mean is this many standard deviations from zero: 4 bits are lost."""
@@ -98,7 +98,6 @@ def _traced(x: Tensor) -> bool:
     """Tell whether the operators are recorded or transformed, to be run on other data."""
     return (
         torch.compiler.is_compiling()
-        or bool(torch._C._get_tracing_state())
-        or get_proxy_mode() is not None
+        or recorded()
         or torch._C._functorch.is_functorch_wrapped_tensor(x)
     )

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gammabeta.errors import GammabetaError
 from gammabeta.norm.activation import Epilogue
-from gammabeta.norm.kernels import eager
+from gammabeta.norm.kernels import cpu, eager
 
 
 class Kernel(Protocol):
@@ -47,17 +47,33 @@ class Kernel(Protocol):
         """Normalise with given statistics, which are constants to the derivative."""
 
 
-_KERNELS: dict[str, Kernel] = {"eager": eager}
+_KERNELS: dict[str, Kernel] = {"eager": eager, "numba": cpu}
 
 
-def select(backend: str) -> Kernel:
-    """Return the kernel of that name; "auto" is the best that serves.
+def select(
+    backend: str,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    stats: tuple[Tensor, ...] = (),
+) -> Kernel:
+    """Return the kernel of that name; "auto" is the fastest that serves the call.
+
+    Args:
+        backend: "auto" or a name.
+        x: As the kernel will be given it, and so are the others.
+        weight: Or None.
+        bias: Or None.
+        residual: Or None.
+        stats: Given mean and variance.
 
     Raises:
         GammabetaError: For a name that is not known.
     """
     if backend == "auto":
-        return eager
+        served = cpu.refusal(x, weight, bias, residual, stats) is None
+        return cpu if served else eager
     if backend not in _KERNELS:
         raise GammabetaError(f"backend is {backend!r}, but must be auto, {', '.join(_KERNELS)}")
     return _KERNELS[backend]

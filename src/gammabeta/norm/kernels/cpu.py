@@ -1,0 +1,168 @@
+"""Batch norm fused with what follows it on the CPU, compiled by Numba; see ``registry.Kernel``.
+
+This is the door: it tells which calls the compiled loops serve, and why not the others. The loops
+see addresses and sizes only, so nothing passes that they were not made for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gammabeta.errors import GammabetaError
+from gammabeta.norm.activation import Epilogue
+from gammabeta.norm.kernels import layout
+from gammabeta.norm.kernels.tracing import transformed
+
+_DTYPES = (torch.float32, torch.bfloat16)
+_PLAIN = (Tensor, torch.nn.Parameter)
+_COMMUTING = (None, "relu")
+"""Activations before which a kernel may pool."""
+
+
+def train(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    eps: float,
+    epilogue: Epilogue,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Normalise with the batch's own statistics; see ``registry.Kernel``."""
+    _refuse(refusal(x, weight, bias, residual))
+    return _run(x, weight, bias, residual, None, None, eps, epilogue)
+
+
+def infer(
+    x: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    eps: float,
+    epilogue: Epilogue,
+) -> Tensor:
+    """Normalise with given statistics; see ``registry.Kernel``."""
+    _refuse(refusal(x, weight, bias, residual, (mean, var)))
+    return _run(x, weight, bias, residual, mean, var, eps, epilogue)[0]
+
+
+def _refuse(reason: str | None) -> None:
+    if reason is not None:
+        raise GammabetaError(f'backend="numba" cannot serve this call: {reason}; use "auto"')
+
+
+def refusal(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    stats: tuple[Tensor, ...] = (),
+) -> str | None:
+    """Return why the kernels do not serve a call, or None if they do."""
+    reason = _input_refusal(x)
+    if reason is not None:
+        return reason
+    if residual is not None:
+        if residual.shape != x.shape or residual.dtype != x.dtype:
+            return f"the residual is {residual.dtype} {tuple(residual.shape)}"
+        if residual.device != x.device or transformed(residual):
+            return "the residual is elsewhere or transformed"
+    for vector in (weight, bias, *stats):
+        if vector is not None and not _is_channel_vector(vector, x):
+            return f"a parameter is {vector.dtype} {tuple(vector.shape)} on {vector.device}"
+    return None
+
+
+def _input_refusal(x: Tensor) -> str | None:
+    if x.device.type != "cpu" or x.layout != torch.strided:
+        return f"the input is on {x.device}, {x.layout}"
+    if x.dtype not in _DTYPES:
+        return f"the input is {x.dtype}, not float32 or bfloat16"
+    if (missing := unavailable()) is not None:
+        return missing
+    if not torch.compiler.is_compiling() and type(x) not in _PLAIN:
+        return f"the input is a {type(x).__name__}, not a plain tensor"
+    if transformed(x):
+        return "the call is traced or transformed"
+    if x.numel() == 0 or layout.of(x) is None:
+        return f"the memory of the input {tuple(x.shape)}, strides {x.stride()}, is not dense"
+    return None
+
+
+def _is_channel_vector(vector: Tensor, x: Tensor) -> bool:
+    return (
+        vector.dtype in (torch.float32, x.dtype)
+        and vector.shape == (x.shape[1],)
+        and vector.device == x.device
+        and not transformed(vector)
+    )
+
+
+@torch.compiler.assume_constant_result
+def unavailable() -> str | None:
+    """Return why there are no compiled kernels in this process, or None."""
+    function = _function()
+    return function if isinstance(function, str) else None
+
+
+@cache
+def _function() -> Callable[..., tuple[Tensor, ...]] | str:
+    """Import what needs Numba, and return why if that fails: gammabeta works without it."""
+    try:
+        from gammabeta.norm.kernels.autograd import FusedBatchNorm
+    except ImportError as error:
+        return f"Numba cannot be imported ({error})"
+    return FusedBatchNorm.apply
+
+
+def _run(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    mean: Tensor | None,
+    var: Tensor | None,
+    eps: float,
+    epilogue: Epilogue,
+) -> tuple[Tensor, Tensor, Tensor]:
+    pool = epilogue.pool
+    if pool and not _pools_here(x, residual, epilogue):
+        pool = None
+    compiling = torch.compiler.is_compiling()
+    call: Any = torch.ops.gammabeta.batch_norm if compiling else _function()
+    y, mean, var, *_ = call(
+        x,
+        weight,
+        bias,
+        residual,
+        mean,
+        var,
+        eps,
+        _name(epilogue),
+        epilogue.negative_slope,
+        pool or 0,
+    )
+    return (y if pool == epilogue.pool else epilogue.pool_only(y)), mean, var
+
+
+def _pools_here(x: Tensor, residual: Tensor | None, epilogue: Epilogue) -> bool:
+    """Tell whether a kernel pools as well: channels-last, with nothing in between but a ReLU."""
+    smallest = 2 if epilogue.pool == 2 else 1
+    return (
+        residual is None
+        and epilogue.activation in _COMMUTING
+        and layout.of(x) == "rows"
+        and min(x.shape[2:]) >= smallest
+    )
+
+
+def _name(epilogue: Epilogue) -> str:
+    if epilogue.activation == "gelu" and epilogue.approximate == "tanh":
+        return "gelu_tanh"
+    return epilogue.activation or "identity"

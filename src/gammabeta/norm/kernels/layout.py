@@ -1,0 +1,29 @@
+"""How a dense tensor (N, C, *) lies in memory: its channels together, or its planes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
+def of(x: Tensor) -> str | None:
+    """Return "rows" for channels-last and (N, C), "planes" for contiguous, None for neither."""
+    if _is_rows(x):
+        return "rows"
+    return "planes" if x.is_contiguous() else None
+
+
+def _is_rows(x: Tensor) -> bool:
+    if x.dim() in _CHANNELS_LAST:
+        return x.is_contiguous(memory_format=_CHANNELS_LAST[x.dim()])
+    if x.dim() == 2:
+        return x.is_contiguous()
+    return x.movedim(1, -1).is_contiguous()
+
+
+def laid(x: Tensor, as_: str, like: Tensor) -> Tensor:
+    """Return x, or a copy with the memory of ``like``, so that it lies as said."""
+    is_so = _is_rows(x) if as_ == "rows" else x.is_contiguous()
+    return x if is_so and x.dtype == like.dtype else torch.empty_like(like).copy_(x)

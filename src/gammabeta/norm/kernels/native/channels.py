@@ -1,0 +1,159 @@
+"""What is done once for each channel, in float64, between two passes over the data."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from gammabeta.norm.kernels.native.task import bytes_at, doubles, floats, read
+
+
+@njit
+def combine(v: Any, task: Any) -> None:
+    """Turn the sums of all blocks into mean, variance and the coefficients of y.
+
+    Means are added first and deviations about the total mean after (Chan, Golub & LeVeque 1983),
+    so that nothing large cancels.
+    """
+    t = read(task)
+    sums = floats(t.partial, t.blocks * 3 * t.width)
+    mean, var = floats(t.mean, t.channels), floats(t.var, t.channels)
+    saved = doubles(t.saved, 2 * t.channels)
+    means = _means(t, sums)
+    squares = _squares(t, sums, means)
+    for c in range(t.channels):
+        biased = max(squares[c] / t.count, 0.0)  # a NaN stays one
+        mean[c] = means[c]
+        var[c] = biased * (t.count / max(t.count - 1, 1))
+        saved[c], saved[c + t.channels] = means[c], 1 / math.sqrt(biased + t.eps)
+    _coefficients(t)
+
+
+@njit
+def _means(t: Any, sums: Any) -> Any:
+    total = np.zeros(t.channels)
+    for block in range(t.blocks):
+        count, length = _extent(t, block)
+        for start in range(0, length, t.channels):
+            here = block * 3 * t.width + start
+            for c in range(t.channels):
+                total[c] += count * np.float64(sums[here + c]) + sums[here + c + t.width]
+    return total / t.count
+
+
+@njit
+def _squares(t: Any, sums: Any, means: Any) -> Any:
+    """Return each channel's sum of squares about its mean."""
+    total = np.zeros(t.channels)
+    for block in range(t.blocks):
+        count, length = _extent(t, block)
+        for start in range(0, length, t.channels):
+            here = block * 3 * t.width + start
+            for c in range(t.channels):
+                rest = np.float64(sums[here + c + t.width]) / count
+                apart = np.float64(sums[here + c]) + rest - means[c]
+                inside = np.float64(sums[here + c + 2 * t.width]) - count * rest * rest
+                total[c] += inside + count * apart * apart
+    return total
+
+
+@njit
+def _extent(t: Any, block: Any) -> Any:
+    """Return the values that a lane of the block has, and how many lanes it has."""
+    first = block * t.block_rows
+    if first >= t.rows:
+        return 1, t.size - t.rows * t.width
+    return (min(first + t.block_rows, t.rows) - first) * t.plane, t.width
+
+
+@njit
+def given(v: Any, task: Any) -> None:
+    """Compute the coefficients of y from statistics that are given."""
+    t = read(task)
+    mean, var = floats(t.mean, t.channels), floats(t.var, t.channels)
+    saved = doubles(t.saved, 2 * t.channels)
+    for c in range(t.channels):
+        saved[c] = mean[c]
+        saved[c + t.channels] = 1 / math.sqrt(np.float64(var[c]) + t.eps)
+    _coefficients(t)
+
+
+@njit
+def again(v: Any, task: Any) -> None:
+    """Compute the coefficients of y again, for backward."""
+    _coefficients(read(task))
+
+
+@njit
+def _coefficients(t: Any) -> None:
+    """Write shift, scale and offset of each lane: y = (x - shift)·scale + offset.
+
+    The shift is the mean as float32 has it, and the offset corrects what it lost, so that nothing
+    large is added to what is small.
+    """
+    saved = doubles(t.saved, 2 * t.channels)
+    weight = floats(t.weight, t.channels * (t.weight != 0))
+    bias = floats(t.bias, t.channels * (t.bias != 0))
+    out = floats(t.coefficients, 5 * t.width)
+    recover = bytes_at(t.recover, t.channels * (t.recover != 0))
+    for c in range(t.channels):
+        mean, scale = saved[c], saved[c + t.channels]
+        gamma = np.float64(weight[c]) if t.weight != 0 else 1.0
+        beta = np.float64(bias[c]) if t.bias != 0 else 0.0
+        shift = np.float32(mean)
+        offset = beta + _lost(mean) * (gamma * scale)
+        for lane in range(c, t.width, t.channels):
+            out[lane] = shift
+            out[lane + t.width] = gamma * scale
+            out[lane + 2 * t.width] = offset
+        if t.recover != 0:
+            recover[c] = abs(beta) <= t.recover_ratio * abs(gamma)
+
+
+@njit
+def _lost(mean: Any) -> Any:
+    """Return the shift less the mean; nothing is lost of an infinite one."""
+    return np.float64(np.float32(mean)) - mean if math.isfinite(mean) else 0.0
+
+
+@njit
+def slopes(v: Any, task: Any) -> None:
+    r"""Turn the sums of all blocks into dγ, dβ and the coefficients of dx.
+
+    .. math:: dx = γ σ^{-1} (dz - \overline{dz} - \hat x \, \overline{dz \hat x})
+
+    written as dz·scale + (x - shift)·tilt + level (Ioffe & Szegedy 2015, section 3, solved for dx).
+    """
+    t = read(task)
+    sums = floats(t.partial, t.blocks * 3 * t.width)
+    saved = doubles(t.saved, 2 * t.channels)
+    out = floats(t.coefficients, 5 * t.width)
+    dweight, dbias = floats(t.dweight, t.channels), floats(t.dbias, t.channels)
+    totals, products = _products(t, sums)
+    for c in range(t.channels):
+        dz, dzx = totals[c], products[c]
+        mean, inverse = saved[c], saved[c + t.channels]
+        dzx = (dzx + _lost(mean) * dz) * inverse
+        dweight[c], dbias[c] = dzx, dz
+        scale = np.float64(out[c + t.width])
+        tilt = -scale * inverse * dzx / t.count
+        level = -scale * dz / t.count + _lost(mean) * tilt
+        for lane in range(c, t.width, t.channels):
+            out[lane + 3 * t.width], out[lane + 4 * t.width] = tilt, level
+
+
+@njit
+def _products(t: Any, sums: Any) -> Any:
+    """Return each channel's Σ dz and Σ dz·(x - shift)."""
+    totals, products = np.zeros(t.channels), np.zeros(t.channels)
+    for block in range(t.blocks):
+        _, length = _extent(t, block)
+        for start in range(0, length, t.channels):
+            here = block * 3 * t.width + start
+            for c in range(t.channels):
+                totals[c] += sums[here + c]
+                products[c] += sums[here + c + t.width]
+    return totals, products
