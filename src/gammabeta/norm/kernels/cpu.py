@@ -84,7 +84,8 @@ def _input_refusal(x: Tensor) -> str | None:
         return f"the input is on {x.device}, {x.layout}"
     if x.dtype not in _DTYPES:
         return f"the input is {x.dtype}, not float32 or bfloat16"
-    if (missing := unavailable()) is not None:
+    missing: str | None = unavailable()
+    if missing is not None:
         return missing
     if not torch.compiler.is_compiling() and type(x) not in _PLAIN:
         return f"the input is a {type(x).__name__}, not a plain tensor"
@@ -104,7 +105,7 @@ def _is_channel_vector(vector: Tensor, x: Tensor) -> bool:
     )
 
 
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def unavailable() -> str | None:
     """Return why there are no compiled kernels in this process, or None."""
     function = _function()
@@ -118,7 +119,8 @@ def _function() -> Callable[..., tuple[Tensor, ...]] | str:
         from gammabeta.norm.kernels.autograd import FusedBatchNorm
     except ImportError as error:
         return f"Numba cannot be imported ({error})"
-    return FusedBatchNorm.apply
+    apply: Callable[..., tuple[Tensor, ...]] = FusedBatchNorm.apply
+    return apply
 
 
 def _run(
