@@ -1,9 +1,20 @@
-"""``python -m benchmarks``: every measurement of speed, one after the other (about 15 minutes)."""
+"""``python -m benchmarks``: every measurement of speed and memory in turn (about half an hour)."""
 
 from __future__ import annotations
 
-from benchmarks import loader, startup, statistics, training_loop
+from benchmarks import (
+    blocks,
+    loader,
+    memory,
+    models,
+    net_step,
+    startup,
+    statistics,
+    tiny,
+    training_loop,
+)
 
-for benchmark in (startup, statistics, loader, training_loop):
+for benchmark in (startup, statistics, loader, tiny, blocks, net_step, models, memory,
+                  training_loop):  # fmt: skip
     print(f"\n## {benchmark.__name__}\n", flush=True)
     benchmark.main()

@@ -25,6 +25,7 @@ LEVELS = {
     "gammabeta.surgery": 3,
     "gammabeta.testing": 3,
     "gammabeta.training": 4,
+    "gammabeta.bench": 5,
     "gammabeta.cli": 6,
     "gammabeta.__main__": 7,
 }

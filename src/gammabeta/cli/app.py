@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from gammabeta import __version__
-from gammabeta.cli import conformance, evaluate, predict, train
+from gammabeta.cli import bench, conformance, evaluate, predict, train
 from gammabeta.errors import GammabetaError
 
 app = typer.Typer(
@@ -26,6 +26,7 @@ app.command("train")(train.train)
 app.command("evaluate")(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("conformance")(conformance.conformance)
+app.command("bench")(bench.bench)
 
 
 def _print_version(wanted: bool) -> None:

@@ -1,0 +1,1 @@
+"""Speed and memory of batch norm on this machine: rivals, floors, and what the command prints."""
