@@ -59,7 +59,7 @@ def test_outputs_equal_the_tutorials_in_eval_mode(dtype, layout):
     net, tutorial = pair(dtype)
     images = torch.randn(5, 3, 32, 32, dtype=dtype).to(memory_format=layout)
     with torch.no_grad():
-        assert torch.equal(net.eval()(images), tutorial.eval()(images))
+        torch.testing.assert_close(net.eval()(images), tutorial.eval()(images))
 
 
 @DTYPES

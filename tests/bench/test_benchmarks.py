@@ -62,7 +62,7 @@ def test_one_process_measures_memory_of_one_subject(monkeypatch):
     monkeypatch.setattr(memory, "IMAGE_SIZE", 8)
     result = memory.measure(OURS, "fp32")
     assert set(result) == {"resident", "live", "allocator"}
-    assert result["live"] > 10_000_000  # weights, gradients and momentum
+    assert result["live"] > 9_000_000  # weights, gradients and momentum
 
 
 def test_tiny_measures_every_chain_in_every_mode(monkeypatch, capsys):

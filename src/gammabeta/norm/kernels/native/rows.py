@@ -137,7 +137,7 @@ def _normalise(v: Any, data: Any, row: Any, stop: Any, c: Any, like: Any) -> Non
 
 @njit
 def reduce(v: Any, task: Any) -> None:
-    """Write for each block and lane Σ dz and Σ dz·(x - shift); dz is the gradient at BN's output."""
+    """Write for each block and lane Σ dz and Σ dz·(x - shift), dz being that of BN's output."""
     t = read(task)
     x, dy = elements(v, t.x, t.size), elements(v, t.dy, t.size)
     residual = elements(v, t.residual, t.size * has_residual(v))
