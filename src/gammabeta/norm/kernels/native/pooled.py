@@ -28,7 +28,12 @@ from gammabeta.norm.kernels.native.simd import (
 )
 from gammabeta.norm.kernels.native.task import bytes_at, elements, floats, read, take
 from gammabeta.norm.kernels.native.values import downstream, passes
-from gammabeta.norm.kernels.native.variant import pool_window, vector_width, wide
+from gammabeta.norm.kernels.native.variant import (
+    is_constant,
+    pool_window,
+    vector_width,
+    wide,
+)
 
 DEAD = np.uint8(255)
 _ZERO, _ONE, _LOWEST = np.float32(0), np.float32(1), np.float32(-np.inf)
@@ -209,9 +214,37 @@ def _spread_rows(v: Any, data: Any, shape: Any, row: Any, c: Any, like: Any) -> 
         load(coefficients, c + 4 * channels, like),
     )
     stop = height if oh == out_height - 1 else 2 * oh + 2
-    for h in range(2 * oh, stop):
+    first = 2 * oh
+    if pool_window(v) == 2:
+        out_width = shape[4]
+        for ow in range(out_width):
+            _spread_window(v, data, shape, (row, n, oh, ow), c, slopes)
+        for h in range(first, first + 2):
+            for w in range(2 * out_width, width):
+                _spread(v, data, shape, n, h, w, c, slopes)
+        first += 2
+    for h in range(first, stop):
         for w in range(width):
             _spread(v, data, shape, n, h, w, c, slopes)
+
+
+@njit
+def _spread_window(v: Any, data: Any, shape: Any, place: Any, c: Any, slopes: Any) -> None:
+    """Write the four pixels of a 2x2 window, which no other window shares."""
+    x, dx, dy, codes, _ = data
+    channels, height, width, _, out_width = shape
+    row, n, oh, ow = place
+    affine, tilt, level = slopes
+    q = (row * out_width + ow) * channels + c
+    won = load_codes(codes, q, tilt)
+    gain = load(dy, q, tilt) * affine[1]
+    for k in range(4):
+        i = ((n * height + 2 * oh + k // 2) * width + 2 * ow + k % 2) * channels + c
+        base = splat(_ZERO, tilt)
+        if not is_constant(v):
+            base = multiply_add(load(x, i, tilt) - affine[0], tilt, level)
+        mine = is_code(won, splat_code(np.uint8(k), tilt))
+        store(dx, i, choose(mine, base + gain, base))
 
 
 @njit
