@@ -83,10 +83,10 @@ def moved(
         batches = [torch.stack(batches).mean(dim=0)]
     weight = momentum if len(batches) == 1 else 1 - (1 - momentum) ** (1 / len(batches))
     for batch in batches:
-        value = batch.to(running.dtype)
         # As torch adds them, and not by lerp: an infinity stays one, and vmap knows the operators.
+        addend = batch.to(running.dtype) * weight
         if in_place:
-            running.mul_(1 - weight).add_(value * weight)
+            running.mul_(1 - weight).add_(addend)
         else:
-            running = running * (1 - weight) + value * weight
+            running = running * (1 - weight) + addend
     return running

@@ -82,7 +82,10 @@ def _lie(plan: Plan) -> str:
 
 
 def _vector(values: Tensor | None) -> Tensor | None:
-    return None if values is None else values.detach().float().contiguous()
+    """Return values a channel as the loops read them."""
+    if values is None or (values.dtype == torch.float32 and values.is_contiguous()):
+        return values
+    return values.detach().float().contiguous()
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], outputs: tuple[Tensor, ...]) -> None:

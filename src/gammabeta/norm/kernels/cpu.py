@@ -1,7 +1,7 @@
 """Batch norm fused with what follows it on the CPU, compiled by Numba; see ``registry.Kernel``.
 
-This is the door: it tells which calls the compiled loops serve, and why not the others. The loops
-see addresses and sizes only, so nothing passes that they were not made for.
+This is the door: :func:`refusal` tells which calls the compiled loops serve, and why not the
+others. The loops see addresses and sizes only, so nothing may pass that it has not seen.
 """
 
 from __future__ import annotations
@@ -13,10 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gammabeta.errors import GammabetaError
 from gammabeta.norm.activation import Epilogue
 from gammabeta.norm.kernels import layout
-from gammabeta.norm.kernels.tracing import transformed
+from gammabeta.norm.kernels.tracing import watched
 
 _DTYPES = (torch.float32, torch.bfloat16)
 _PLAIN = (Tensor, torch.nn.Parameter)
@@ -33,7 +32,6 @@ def train(
     epilogue: Epilogue,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Normalise with the batch's own statistics; see ``registry.Kernel``."""
-    _refuse(refusal(x, weight, bias, residual))
     return _run(x, weight, bias, residual, None, None, eps, epilogue)
 
 
@@ -48,13 +46,7 @@ def infer(
     epilogue: Epilogue,
 ) -> Tensor:
     """Normalise with given statistics; see ``registry.Kernel``."""
-    _refuse(refusal(x, weight, bias, residual, (mean, var)))
     return _run(x, weight, bias, residual, mean, var, eps, epilogue)[0]
-
-
-def _refuse(reason: str | None) -> None:
-    if reason is not None:
-        raise GammabetaError(f'backend="numba" cannot serve this call: {reason}; use "auto"')
 
 
 def refusal(
@@ -71,8 +63,8 @@ def refusal(
     if residual is not None:
         if residual.shape != x.shape or residual.dtype != x.dtype:
             return f"the residual is {residual.dtype} {tuple(residual.shape)}"
-        if residual.device != x.device or transformed(residual):
-            return "the residual is elsewhere or transformed"
+        if residual.device != x.device or residual.layout != x.layout:
+            return f"the residual is on {residual.device}, {residual.layout}"
     for vector in (weight, bias, *stats):
         if vector is not None and not _is_channel_vector(vector, x):
             return f"a parameter is {vector.dtype} {tuple(vector.shape)} on {vector.device}"
@@ -89,8 +81,8 @@ def _input_refusal(x: Tensor) -> str | None:
         return missing
     if not torch.compiler.is_compiling() and type(x) not in _PLAIN:
         return f"the input is a {type(x).__name__}, not a plain tensor"
-    if transformed(x):
-        return "the call is traced or transformed"
+    if watched():
+        return "the call is recorded, transformed or watched"
     if x.numel() == 0 or layout.of(x) is None:
         return f"the memory of the input {tuple(x.shape)}, strides {x.stride()}, is not dense"
     return None
@@ -98,10 +90,10 @@ def _input_refusal(x: Tensor) -> str | None:
 
 def _is_channel_vector(vector: Tensor, x: Tensor) -> bool:
     return (
-        vector.dtype in (torch.float32, x.dtype)
-        and vector.shape == (x.shape[1],)
+        (vector.dtype == torch.float32 or vector.dtype == x.dtype)
+        and vector.dim() == 1
+        and vector.numel() == x.shape[1]
         and vector.device == x.device
-        and not transformed(vector)
     )
 
 

@@ -7,12 +7,13 @@ These two functions choose how memory is seen and cut into blocks, allocate, and
 from __future__ import annotations
 
 import math
+from functools import cache, lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from gammabeta.norm.kernels.native.launch import launch
+from gammabeta.norm.kernels.native.launch import Loop
 from gammabeta.norm.kernels.native.task import Task
 from gammabeta.norm.kernels.native.variant import Variant
 
@@ -45,23 +46,71 @@ class Plan(NamedTuple):
     eps: float
 
 
-def plan_task(plan: Plan, x: Tensor) -> tuple[Task, int]:
-    """Return a task with all sizes, and the width of a vector."""
-    count, channels = x.shape[0], x.shape[1]
-    size = x.numel()
+class Program(NamedTuple):
+    """The loops of a plan, and a task with all its sizes."""
+
+    task: Task
+    statistics: Loop
+    forward: Loop
+    reduce: Loop
+    backward: Loop
+
+
+@lru_cache(maxsize=1024)
+def program(plan: Plan, shape: torch.Size, added: bool, constant: bool) -> Program:
+    """Return what computes a plan for an input of that shape.
+
+    Args:
+        plan: How to compute.
+        shape: (N, C, *).
+        added: Whether a residual is added.
+        constant: Whether statistics are given.
+    """
     task = Task(
-        channels=channels, count=size // channels, size=size, batch=count, plane=1, eps=plan.eps,
-        slope=plan.slope, width=channels, x=x.data_ptr(),
+        channels=shape[1],
+        count=shape.numel() // shape[1],
+        size=shape.numel(),
+        batch=shape[0],
+        plane=1,
+        eps=plan.eps,
+        slope=plan.slope,
+        width=shape[1],
         recover_ratio=_RECOVERABLE[plan.dtype],
-    )  # fmt: skip
+    )
+    width = _cut(task, plan, shape)
+
+    def loop(name: str, fixed: bool) -> Loop:
+        what = f"{plan.family}.{name}"
+        return _loop(Variant(what, plan.dtype, plan.activation, added, plan.pool, fixed, width))
+
+    family = "rows" if plan.pool else plan.family
+    statistics = _loop(Variant(f"{family}.statistics", plan.dtype, width=_WIDTHS[family]))
+    return Program(
+        task, statistics, loop("forward", False), loop("reduce", False), loop("backward", constant)
+    )
+
+
+@cache
+def _loop(v: Variant) -> Loop:
+    return Loop(v)
+
+
+_COMBINE, _GIVEN, _AGAIN, _SLOPES = (
+    Loop(Variant(f"channels.{name}", "float32")) for name in ("combine", "given", "again", "slopes")
+)
+_WIDTHS = {"rows": 64, "planes": 16}
+
+
+def _cut(task: Task, plan: Plan, shape: torch.Size) -> int:
+    """Set the task's blocks, and return the width of a vector."""
     if plan.family == "planes":
         _cut_planes(task)
-        return task, 16
-    if plan.family == "pooled":
-        _cut_windows(task, plan.pool, x)
-        return task, next((w for w in (64, 32, 16) if channels % w == 0), 16)
-    _cut_rows(task)
-    return task, 64
+    elif plan.family == "rows":
+        _cut_rows(task)
+    else:
+        _cut_windows(task, plan.pool, shape)
+        return next((w for w in (64, 32, 16) if task.channels % w == 0), 16)
+    return _WIDTHS[plan.family]
 
 
 def _cut_rows(task: Task) -> None:
@@ -82,8 +131,8 @@ def _cut_planes(task: Task) -> None:
     task.units = -(-task.batch * task.channels // task.unit_planes)
 
 
-def _cut_windows(task: Task, pool: int, x: Tensor) -> None:
-    task.height, task.image_width = x.shape[2:]
+def _cut_windows(task: Task, pool: int, shape: torch.Size) -> None:
+    task.height, task.image_width = shape[2:]
     task.out_height, task.out_width = (
         pooled_size(pool, task.height),
         pooled_size(pool, task.image_width),
@@ -118,41 +167,41 @@ def forward(
         mean: None computes it.
         var: None computes it.
     """
-    task, width = plan_task(plan, x)
+    p = program(plan, x.shape, residual is not None, mean is not None)
+    task = Task.from_buffer_copy(p.task)
     y = _like_output(plan, x, task)
     masked = residual is not None and plan.activation in {"relu", "relu6", "leaky_relu"}
     codes = x.new_empty(y.numel() if plan.pool or masked else 0, dtype=torch.uint8)
     saved = x.new_empty(2, task.channels, dtype=torch.float64)
-    v = _variant(plan, "forward", residual is not None, width, constant=False)
     scratch = _floats(x, (3 * task.blocks + 5) * task.width)
     task.partial, task.coefficients = _split(scratch, task)
-    task.y, task.codes, task.saved = y.data_ptr(), codes.data_ptr(), saved.data_ptr()
+    task.x, task.y, task.codes = x.data_ptr(), y.data_ptr(), codes.data_ptr()
     task.weight, task.bias, task.residual = _at(weight), _at(bias), _at(residual)
+    task.saved = saved.data_ptr()
     if mean is None or var is None:
         mean, var = _floats(x, task.channels), _floats(x, task.channels)
         task.mean, task.var = mean.data_ptr(), var.data_ptr()
-        _statistics(plan, x, task, width)
+        _statistics(plan, p, x, task)
     else:
         task.mean, task.var = mean.data_ptr(), var.data_ptr()
-        launch(_channels("given"), task)
-    launch(v, task, task.size)
+        _GIVEN(task)
+    p.forward(task, task.size)
     return y, mean, var, saved, codes
 
 
-def _statistics(plan: Plan, x: Tensor, task: Task, width: int) -> None:
+def _statistics(plan: Plan, p: Program, x: Tensor, task: Task) -> None:
     """Run the pass that sums, over rows even where the next one pools."""
-    if plan.family != "pooled":
-        launch(Variant(f"{plan.family}.statistics", plan.dtype, width=width), task, task.size)
-        launch(_channels("combine"), task)
+    if not plan.pool:
+        p.statistics(task, task.size)
+        _COMBINE(task)
         return
     flat = Task.from_buffer_copy(task)
-    flat.plane = 1
     _cut_rows(flat)
     sums = _floats(x, (3 * flat.blocks + 5) * flat.width)
     flat.partial, flat.coefficients = _split(sums, flat)
-    launch(Variant("rows.statistics", plan.dtype, width=64), flat, flat.size)
-    launch(_channels("combine"), flat)
-    launch(_channels("again"), task)
+    p.statistics(flat, flat.size)
+    _COMBINE(flat)
+    _AGAIN(task)
 
 
 def backward(
@@ -188,37 +237,33 @@ def backward(
         needs_x: Whether dx is wanted, or the residual's gradient.
         needs_affine: Whether dγ or dβ is.
     """
-    task, width = plan_task(plan, x)
+    p = program(plan, x.shape, added, constant)
+    task = Task.from_buffer_copy(p.task)
     scratch = _floats(x, (3 * task.blocks + 5) * task.width)
     task.partial, task.coefficients = _split(scratch, task)
-    task.dy, task.codes, task.saved = dy.data_ptr(), codes.data_ptr(), saved.data_ptr()
+    task.x, task.dy, task.codes, task.saved = (
+        x.data_ptr(),
+        dy.data_ptr(),
+        codes.data_ptr(),
+        saved.data_ptr(),
+    )
     task.weight, task.bias, task.residual, task.y = _at(weight), _at(bias), _at(residual), _at(y)
-    recover = x.new_empty(task.channels if plan.pool else 0, dtype=torch.uint8)
-    task.recover = recover.data_ptr()
-    launch(_channels("again"), task)
+    recover = x.new_empty(task.channels, dtype=torch.uint8) if plan.pool else None
+    task.recover = _at(recover)
+    _AGAIN(task)
     dweight = dbias = None
     if needs_affine or (needs_x and not constant):
         dweight, dbias = _floats(x, task.channels), _floats(x, task.channels)
         task.dweight, task.dbias = dweight.data_ptr(), dbias.data_ptr()
-        launch(_variant(plan, "reduce", added, width, constant=False), task, task.size)
-        launch(_channels("slopes"), task)
+        p.reduce(task, task.size)
+        _SLOPES(task)
     if not needs_x:
         return None, dweight, dbias, None
     dx = torch.empty_like(x)
     dresidual = torch.empty_like(x) if added else None
     task.dx, task.dresidual = dx.data_ptr(), _at(dresidual)
-    launch(_variant(plan, "backward", added, width, constant=constant), task, task.size)
+    p.backward(task, task.size)
     return dx, dweight, dbias, dresidual
-
-
-def _variant(plan: Plan, name: str, added: bool, width: int, *, constant: bool) -> Variant:
-    return Variant(
-        f"{plan.family}.{name}", plan.dtype, plan.activation, added, plan.pool, constant, width
-    )
-
-
-def _channels(name: str) -> Variant:
-    return Variant(f"channels.{name}", "float32")
 
 
 def _split(scratch: Tensor, task: Task) -> tuple[int, int]:

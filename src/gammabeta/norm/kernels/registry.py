@@ -69,11 +69,15 @@ def select(
         stats: Given mean and variance.
 
     Raises:
-        GammabetaError: For a name that is not known.
+        GammabetaError: For a name that is not known, or a kernel that does not serve the call.
     """
-    if backend == "auto":
-        served = cpu.refusal(x, weight, bias, residual, stats) is None
-        return cpu if served else eager
-    if backend not in _KERNELS:
+    if backend != "auto" and backend not in _KERNELS:
         raise GammabetaError(f"backend is {backend!r}, but must be auto, {', '.join(_KERNELS)}")
-    return _KERNELS[backend]
+    if backend == "eager":
+        return eager
+    reason = cpu.refusal(x, weight, bias, residual, stats)
+    if reason is None:
+        return cpu
+    if backend == "auto":
+        return eager
+    raise GammabetaError(f'backend={backend!r} cannot serve this call: {reason}; use "auto"')

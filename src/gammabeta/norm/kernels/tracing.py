@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
@@ -13,16 +12,17 @@ def recorded() -> bool:
     return bool(torch._C._get_tracing_state()) or get_proxy_mode() is not None
 
 
-def transformed(x: Tensor) -> bool:
-    """Tell whether x cannot be handed to code that knows only memory.
+def watched() -> bool:
+    """Tell whether somebody is to see every operator, so that none may hide in a kernel.
 
-    Under ``torch.compile`` it can: a custom operator stands for that code in the graph, but not in
-    one made for export, which is to run elsewhere.
+    Under ``torch.compile`` a custom operator stands for the kernel, but not in a graph made for
+    export, which is to run elsewhere.
     """
     if torch.compiler.is_compiling():
         return torch.compiler.is_exporting()
     return (
-        recorded()
-        or torch._C._functorch.is_functorch_wrapped_tensor(x)
+        torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._functorch.peek_interpreter_stack() is not None
         or forward_ad._current_level >= 0
+        or recorded()
     )

@@ -49,23 +49,35 @@ def _parallel() -> Any:
     return None
 
 
-@cache
-def _alone(v: Variant) -> Any:
-    return ctypes.CFUNCTYPE(None, ctypes.c_void_p)(address(v))
-
-
-def launch(v: Variant, task: Task, work: int = 0) -> None:
-    """Run a loop over its blocks.
+class Loop:
+    """A variant, compiled when it is first run.
 
     Args:
         v: Which loop.
-        task: Its data; it must stay alive and unshared until this returns.
-        work: Elements to be touched, by which it is decided whether threads are worth it.
     """
-    task.next = 0
-    threads = torch.get_num_threads() if work >= _SMALL and not _forked else 1
-    entry = _parallel() if threads > 1 else None
-    if entry is None:
-        _alone(v)(ctypes.addressof(task))
-    else:
-        entry(address(v), ctypes.addressof(task), threads, 0)
+
+    def __init__(self, v: Variant) -> None:
+        self.variant = v
+        self._address = 0
+        self._alone: Any = None
+
+    def _compile(self) -> None:
+        self._alone = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(address(self.variant))
+        self._address = address(self.variant)
+
+    def __call__(self, task: Task, work: int = 0) -> None:
+        """Run over all blocks.
+
+        Args:
+            task: Its data; it must stay alive and unshared until this returns.
+            work: Elements to be touched, by which it is decided whether threads are worth it.
+        """
+        if not self._address:
+            self._compile()
+        task.next = 0
+        threads = torch.get_num_threads() if work >= _SMALL and not _forked else 1
+        entry = _parallel() if threads > 1 else None
+        if entry is None:
+            self._alone(ctypes.addressof(task))
+        else:
+            entry(self._address, ctypes.addressof(task), threads, 0)
