@@ -17,8 +17,11 @@ from torch import Tensor
 from gammabeta.norm.activation import Epilogue
 from gammabeta.norm.kernels import eager, layout
 from gammabeta.norm.kernels.fused import Plan, backward, forward, pooled_size
+from gammabeta.norm.kernels.tracing import watched
 
 _MASKED = ("relu", "relu6", "leaky_relu")
+_APART = ("identity", *_MASKED)
+"""Activations whose gradient does not need the residual."""
 
 
 class FusedBatchNorm(torch.autograd.Function):
@@ -61,7 +64,7 @@ def _forward(
         x,
         _vector(weight),
         _vector(bias),
-        None if residual is None else layout.laid(residual, _lie(plan), x),
+        None if residual is None else layout.laid(residual, _lie(plan)),
         _vector(mean),
         _vector(var),
     )
@@ -93,17 +96,46 @@ def _save(ctx: Any, inputs: tuple[Any, ...], outputs: tuple[Tensor, ...]) -> Non
     y, _, _, saved, codes = outputs
     ctx.options = eps, activation, slope, pool
     ctx.added, ctx.constant = residual is not None, mean is not None
-    kept = None if activation in _MASKED else residual  # the codes tell what it led to
-    ctx.save_for_backward(x, weight, bias, kept, y if pool else None, saved, codes)
+    kept = None if activation in _APART else residual  # the codes tell what it led to
+    ctx.witness, output = None, y if pool else None
+    if pool and not torch.compiler.is_compiling():
+        ctx.witness, output = _Witness(y), y.data
+    ctx.save_for_backward(x, weight, bias, kept, output, saved, codes)
+
+
+class _Witness:
+    """Tells whether a tensor was written since, without holding its memory.
+
+    The pooled output is a convenience: if somebody activates it in place, as is usual, the winners
+    are looked up in x.
+    """
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._alias = tensor.detach()  # shares the counter of writes
+        self._alias.data = tensor.new_empty(0)
+        self._version = tensor._version
+
+    def untouched(self) -> bool:
+        return self._alias._version == self._version
+
+
+def _is_batched(dy: Tensor) -> bool:
+    """Tell whether dy is many, as ``autograd.grad(..., is_grads_batched=True)`` makes it."""
+    functorch = torch._C._functorch
+    return functorch.is_legacy_batchedtensor(dy) or functorch.is_functorch_wrapped_tensor(dy)
 
 
 def _backward(ctx: Any, dy: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
     none = (None,) * 6  # for mean, var and the options
     if dy is None:
         return (None,) * 4 + none
-    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        return *_composite(ctx, dy), *none
+    if not torch.compiler.is_compiling() and (
+        torch.is_grad_enabled() or watched() or _is_batched(dy)
+    ):
+        return *_composite(ctx, dy, create_graph=torch.is_grad_enabled()), *none
     x, weight, bias, residual, y, saved, codes = ctx.saved_tensors
+    if ctx.witness is not None and not ctx.witness.untouched():
+        y = None
     needs = ctx.needs_input_grad[:4]
     flags = ctx.added, ctx.constant, needs[0] or needs[3], needs[1] or needs[2]
     compiling = torch.compiler.is_compiling()
@@ -135,14 +167,14 @@ def _gradients(
     lie = _lie(plan)
     dx, dweight, dbias, dresidual = backward(
         plan,
-        layout.laid(dy, lie, x if y is None else y),
+        layout.laid(dy, lie),
         x,
         _vector(weight),
         _vector(bias),
-        None if residual is None else layout.laid(residual, lie, x),
-        None if y is None else layout.laid(y, lie, y),
+        None if residual is None else layout.laid(residual, lie),
+        None if y is None else layout.laid(y, lie),
         saved,
-        codes,
+        layout.laid(codes, lie) if codes.numel() else codes,
         added=added,
         constant=constant,
         needs_x=needs_x,
@@ -155,11 +187,12 @@ def _as(parameter: Tensor | None, grad: Tensor | None) -> Tensor | None:
     return None if grad is None or parameter is None else grad.to(parameter.dtype)
 
 
-def _composite(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+@torch.enable_grad()
+def _composite(ctx: Any, dy: Tensor, *, create_graph: bool) -> tuple[Tensor | None, ...]:
     """Return the gradients as functions of x, γ, β, the residual and dy."""
     x, weight, bias, residual, _, saved, codes = ctx.saved_tensors
     eps, activation, slope, pool = ctx.options
-    gated = ctx.added and activation in _MASKED
+    gated = ctx.added and activation in _APART
     tanh = activation == "gelu_tanh"
     name = None if gated or activation == "identity" else activation.removesuffix("_tanh")
     epilogue = Epilogue(name, slope, "tanh" if tanh else "none", pool or None)
@@ -168,14 +201,13 @@ def _composite(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         y = eager.infer(x, mean, var, weight, bias, residual, eps, epilogue)
     else:
         y = eager.train(x, weight, bias, residual, eps, epilogue)[0]
-    if gated:
+    if gated and codes.numel():
         blocked = slope if activation == "leaky_relu" else 0.0
-        gate = torch.where(codes.bool(), 1.0, blocked).to(dy.dtype)
-        dy = dy * torch.as_strided(gate, x.shape, x.stride())
+        dy = dy * torch.where(codes.bool(), 1.0, blocked).to(dy.dtype)
     inputs = (x, weight, bias, residual)
     wanted = [i for i in range(4) if ctx.needs_input_grad[i] and inputs[i] is not None]
     found = torch.autograd.grad(
-        y, [inputs[i] for i in wanted], dy, create_graph=True, allow_unused=True
+        y, [inputs[i] for i in wanted], dy, create_graph=create_graph, allow_unused=True
     )
     grads: list[Tensor | None] = [None] * 4
     for i, grad in zip(wanted, found, strict=True):
@@ -223,7 +255,7 @@ def _forward_shapes(x: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
         x.new_empty(channels, dtype=torch.float32),
         x.new_empty(channels, dtype=torch.float32),
         x.new_empty(2, channels, dtype=torch.float64),
-        x.new_empty(y.numel() if coded else 0, dtype=torch.uint8),
+        torch.empty_like(y, dtype=torch.uint8) if coded else x.new_empty(0, dtype=torch.uint8),
     )
 
 

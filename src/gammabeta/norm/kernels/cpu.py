@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from gammabeta.norm.activation import Epilogue
+from gammabeta.norm.kernels import forked as forked
 from gammabeta.norm.kernels import layout
 from gammabeta.norm.kernels.tracing import watched
 

@@ -171,7 +171,9 @@ def forward(
     task = Task.from_buffer_copy(p.task)
     y = _like_output(plan, x, task)
     masked = residual is not None and plan.activation in {"relu", "relu6", "leaky_relu"}
-    codes = x.new_empty(y.numel() if plan.pool or masked else 0, dtype=torch.uint8)
+    codes = x.new_empty(0, dtype=torch.uint8)
+    if plan.pool or masked:
+        codes = torch.empty_like(y, dtype=torch.uint8)
     saved = x.new_empty(2, task.channels, dtype=torch.float64)
     scratch = _floats(x, (3 * task.blocks + 5) * task.width)
     task.partial, task.coefficients = _split(scratch, task)
@@ -229,7 +231,7 @@ def backward(
         weight: As in forward.
         bias: As in forward.
         residual: Where the codes do not stand for it.
-        y: Where pooled.
+        y: Where pooled, or None if it was overwritten.
         saved: Of forward.
         codes: Of forward.
         added: Whether a residual was added.
@@ -248,8 +250,9 @@ def backward(
         saved.data_ptr(),
     )
     task.weight, task.bias, task.residual, task.y = _at(weight), _at(bias), _at(residual), _at(y)
-    recover = x.new_empty(task.channels, dtype=torch.uint8) if plan.pool else None
+    recover = x.new_zeros(task.channels, dtype=torch.uint8) if plan.pool else None
     task.recover = _at(recover)
+    task.recover_ratio *= y is not None
     _AGAIN(task)
     dweight = dbias = None
     if needs_affine or (needs_x and not constant):

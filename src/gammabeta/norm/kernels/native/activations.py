@@ -180,7 +180,9 @@ _TABLE: dict[str, tuple[Any, Any]] = {
     "silu": (lambda v, z, slope: z * sigmoid(z), lambda v, dy, z, slope: dy * _silu_slope(z)),
     "hardswish": (
         lambda v, z, slope: _hardswish(z),
-        lambda v, dy, z, slope: dy * _hardswish_slope(z),
+        lambda v, dy, z, slope: choose(
+            at_least(splat(-_THREE, z), z), splat(_ZERO, z), dy * _hardswish_slope(z)
+        ),
     ),
 }
 

@@ -10,6 +10,9 @@ from numba import njit
 
 from gammabeta.norm.kernels.native.task import bytes_at, doubles, floats, read
 
+_LEAST = 1e-30
+"""A slope below which y does not tell x."""
+
 
 @njit
 def combine(v: Any, task: Any) -> None:
@@ -110,7 +113,8 @@ def _coefficients(t: Any) -> None:
             out[lane + t.width] = gamma * scale
             out[lane + 2 * t.width] = offset
         if t.recover != 0:
-            recover[c] = abs(beta) <= t.recover_ratio * abs(gamma)
+            usable = _LEAST < abs(gamma * scale) < math.inf
+            recover[c] = usable and abs(beta) < t.recover_ratio * abs(gamma)
 
 
 @njit

@@ -11,28 +11,18 @@ not survive, the calling thread does all the work; the results are the same bits
 from __future__ import annotations
 
 import ctypes
-import os
 from functools import cache
 from typing import Any
 
 import torch
 
+from gammabeta.norm.kernels.forked import forked
 from gammabeta.norm.kernels.native.compile import address
 from gammabeta.norm.kernels.native.task import Task
 from gammabeta.norm.kernels.native.variant import Variant
 
 _SMALL = 1 << 15
 """Elements below which waking other threads costs more than it saves."""
-
-_forked = False
-
-
-def _note_fork() -> None:
-    global _forked
-    _forked = True
-
-
-os.register_at_fork(after_in_child=_note_fork)
 
 
 @cache
@@ -75,7 +65,7 @@ class Loop:
         if not self._address:
             self._compile()
         task.next = 0
-        threads = torch.get_num_threads() if work >= _SMALL and not _forked else 1
+        threads = torch.get_num_threads() if work >= _SMALL and not forked() else 1
         entry = _parallel() if threads > 1 else None
         if entry is None:
             self._alone(ctypes.addressof(task))

@@ -30,6 +30,8 @@ from gammabeta.norm.kernels.native.variant import (
 _ZERO, _ONE = np.float32(0), np.float32(1)
 _PASSED, _BLOCKED = np.uint8(1), np.uint8(0)
 _PROBED = 8
+_SEGMENT = 1 << 14
+"""Values that are summed in float32."""
 
 
 @njit
@@ -43,10 +45,12 @@ def statistics(v: Any, task: Any) -> None:
         block, c = unit // t.channels, unit % t.channels
         first, last = block * t.block_rows, min((block + 1) * t.block_rows, t.rows)
         shift = finite_or_zero(_mean(x, (first * t.channels + c) * t.plane, min(_PROBED, t.plane)))
-        a, b = _ZERO, _ZERO
+        a, b = 0.0, 0.0
         for n in range(first, last):
-            more = _squares(v, x, (n * t.channels + c) * t.plane, t.plane, shift)
-            a, b = a + more[0], b + more[1]
+            start = (n * t.channels + c) * t.plane
+            for i in range(start, start + t.plane, _SEGMENT):
+                more = _squares(v, x, i, min(_SEGMENT, start + t.plane - i), shift)
+                a, b = a + more[0], b + more[1]
         here = block * 3 * t.channels + c
         sums[here], sums[here + t.channels], sums[here + 2 * t.channels] = shift, a, b
         unit = take(task)
@@ -62,7 +66,7 @@ def _mean(x: Any, start: Any, count: Any) -> Any:
 
 @njit
 def _squares(v: Any, x: Any, start: Any, size: Any, shift: Any) -> Any:
-    """Return Σ (x - shift) and Σ (x - shift)² over one plane."""
+    """Return Σ (x - shift) and Σ (x - shift)² over part of a plane."""
     whole = start + size // vector_width(v) * vector_width(v)
     a, b, shifts = wide(v), wide(v), splat(shift, wide(v))
     for i in range(start, whole, vector_width(v)):

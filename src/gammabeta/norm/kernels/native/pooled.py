@@ -15,12 +15,12 @@ from numba import njit
 from gammabeta.norm.kernels.native.activations import activate
 from gammabeta.norm.kernels.native.simd import (
     choose,
-    greater_or_nan,
     is_code,
     lanes_of,
     load,
     load_codes,
     multiply_add,
+    replaces,
     splat,
     splat_code,
     store,
@@ -87,7 +87,7 @@ def _pool_row(v: Any, data: Any, place: Any, shape: Any, c: Any, like: Any) -> N
             for w in range(left, right):
                 i = ((image + h) * width + w) * channels + c
                 z = multiply_add(load(x, i, like) - affine[0], affine[1], affine[2])
-                more = greater_or_nan(z, best)
+                more = replaces(z, best)
                 best = choose(more, z, best)
                 won = choose(more, splat_code(_code(h, w, oh, ow, k), like), won)
         out = (row * out_width + ow) * channels + c

@@ -339,6 +339,17 @@ greater_or_nan = _comparison(">", ordered=False)
 
 
 @intrinsic
+def replaces(typingctx: Any, a: Any, b: Any) -> Any:
+    """Tell where a is greater than b, or NaN: torch's rule of who wins a maximum."""
+
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        more = builder.fcmp_ordered(">", *arguments)
+        return builder.or_(more, builder.fcmp_unordered("uno", arguments[0], arguments[0]))
+
+    return _flags(a)(a, a), emit
+
+
+@intrinsic
 def is_code(typingctx: Any, codes: Any, code: Any) -> Any:
     """Tell where uint8 values equal one."""
 

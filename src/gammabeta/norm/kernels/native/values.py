@@ -18,7 +18,7 @@ from gammabeta.norm.kernels.native.simd import (
     splat,
     splat_code,
 )
-from gammabeta.norm.kernels.native.variant import has_mask, has_residual, is_constant
+from gammabeta.norm.kernels.native.variant import has_mask, is_constant, reads_residual
 
 _ZERO, _ONE = np.float32(0), np.float32(1)
 
@@ -53,7 +53,7 @@ def upstream(
         z = choose(passed, splat(_ONE, shift), splat(-_ONE, shift))
     else:
         z = multiply_add(d, scale, offset)
-        if has_residual(v):
+        if reads_residual(v):
             z = z + load(residual, i, shift)
     return gradient(v, load(dy, i, shift), z, slope), d
 

@@ -93,6 +93,11 @@ has_residual = flag(lambda variant: variant.residual)
 is_constant = flag(lambda variant: variant.constant)
 pool_window = flag(lambda variant: variant.pool)
 vector_width = flag(lambda variant: variant.width)
+reads_residual = flag(
+    lambda variant: (
+        variant.residual and variant.activation not in {"identity", "relu", "relu6", "leaky_relu"}
+    )
+)
 has_mask = flag(
     lambda variant: variant.residual and variant.activation in {"relu", "relu6", "leaky_relu"}
 )
