@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     )
     from gammabeta.norm.renorm import BatchRenorm1d, BatchRenorm2d, BatchRenorm3d
     from gammabeta.norm.updates import no_stats_update
+    from gammabeta.surgery.accelerate import accelerate
     from gammabeta.surgery.convert import convert
     from gammabeta.surgery.freeze import freeze, unfreeze
     from gammabeta.training.step import param_groups
@@ -44,6 +45,7 @@ __all__ = [
     "LazyBatchNorm3d",
     "Net",
     "__version__",
+    "accelerate",
     "batch_norm",
     "batch_norm_and_stats",
     "convert",
@@ -61,6 +63,7 @@ _NAMES_OF = {
     "gammabeta.norm.layers": [f"{lazy}BatchNorm{d}d" for lazy in ("", "Lazy") for d in (1, 2, 3)],
     "gammabeta.norm.renorm": [f"BatchRenorm{d}d" for d in (1, 2, 3)],
     "gammabeta.norm.updates": ["no_stats_update"],
+    "gammabeta.surgery.accelerate": ["accelerate"],
     "gammabeta.surgery.convert": ["convert"],
     "gammabeta.surgery.freeze": ["freeze", "unfreeze"],
     "gammabeta.training.step": ["param_groups"],

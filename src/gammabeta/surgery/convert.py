@@ -16,6 +16,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from gammabeta.errors import GammabetaError
 from gammabeta.norm import layers
 from gammabeta.surgery.report import Entry, Report
+from gammabeta.surgery.rewrite import restore
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -34,7 +35,7 @@ def convert(model: M, to: str = "gammabeta", *, inplace: bool = False) -> M:
 
     Args:
         model: The model, or a single layer.
-        to: "gammabeta" or "torch".
+        to: "gammabeta" or "torch". To "torch" also undoes :func:`gammabeta.accelerate`.
         inplace: Convert the given model instead of a deep copy.
 
     Returns:
@@ -57,11 +58,25 @@ def convert(model: M, to: str = "gammabeta", *, inplace: bool = False) -> M:
         _refuse_ghosts(model)
     model = model if inplace else copy.deepcopy(model)
     report = Report()
+    if to == "torch":
+        _restore_forwards(model, report)
+    convert_layers(model, to, report)
+    model.gammabeta_report = report  # type: ignore[assignment]
+    return model
+
+
+def convert_layers(model: nn.Module, to: str, report: Report) -> None:
+    """Do the work of :func:`convert`, in place, and add to a report."""
     for path, module in model.named_modules():
         if isinstance(module, _NormBase):
             _convert_layer(path, module, to, report)
-    model.gammabeta_report = report  # type: ignore[assignment]
-    return model
+
+
+def _restore_forwards(model: nn.Module, report: Report) -> None:
+    """Undo what ``accelerate`` did to the modules that call batch norms."""
+    for path, module in model.named_modules():
+        if restore(module):
+            report.done.append(Entry(path, f"{type(module).__name__} has its own forward again"))
 
 
 def _convert_layer(path: str, module: nn.Module, to: str, report: Report) -> None:

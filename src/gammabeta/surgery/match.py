@@ -1,0 +1,259 @@
+"""Finding what follows each batch norm of a ``torch.fx`` graph and can be computed with it.
+
+    norm → (nothing)* → [+ residual] → activation → [max pooling]
+
+Each link must be the only reader of the one before it, so that nobody misses the intermediate
+tensors. A pooling may also come before a ReLU: the maximum commutes with it, to the bit.
+
+The matcher knows nothing of where a graph comes from: a :class:`Reader` tells it what is a batch
+norm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.fx import Graph, Node
+from torch.nn import functional as F
+
+from gammabeta.surgery import links
+from gammabeta.surgery.links import Step
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A batch norm in a graph.
+
+    Args:
+        input: What it normalises.
+        pools: Whether its output has four axes, so that a pooling may be fused.
+    """
+
+    input: Node
+    pools: bool
+
+
+@dataclass
+class Chain:
+    """A batch norm, and the links after it that can be computed with it.
+
+    Args:
+        node: The batch norm's.
+        norm: What the reader said of it.
+        links: The nodes after it, in order; the last one's value is the chain's.
+        sum: The link that adds a residual, or None.
+        settings: The arguments of ``gammabeta.batch_norm`` that ask for the rest.
+        stop: Why it goes no further.
+    """
+
+    node: Node
+    norm: Norm
+    links: list[Node] = field(default_factory=list)
+    sum: Node | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    stop: str = ""
+
+    @property
+    def residual(self) -> Node | None:
+        """What is added; read from the graph, which changes as other chains are replaced."""
+        if self.sum is None:
+            return None
+        mine = {self.node, *self.links}
+        return next(node for node in self.sum.all_input_nodes if node not in mine)
+
+    @property
+    def place(self) -> Node:
+        """The node before which all of it can be computed: as early as the residual is known."""
+        return self.sum or self.node
+
+    def describe(self) -> str:
+        """Name what is computed with the batch norm.
+
+        Example:
+            >>> Chain(None, None, settings={"activation": "relu", "pool": 2}).describe()
+            'BN + relu + max pooling 2x2'
+        """
+        pool = self.settings.get("pool")
+        parts = [
+            "BN",
+            "add" if self.sum else "",
+            self.settings.get("activation", ""),
+            f"max pooling {pool}x{pool}" if pool else "",
+        ]
+        return " + ".join(part for part in parts if part)
+
+
+class Reader:
+    """What the nodes of a graph are. The two kinds of graphs differ in :meth:`norm`."""
+
+    def __init__(self, modules: Mapping[str, nn.Module]) -> None:
+        self.modules = modules
+
+    def norm(self, node: Node) -> Norm | None:
+        """Return what the batch norm called by a node is, or None."""
+        raise NotImplementedError
+
+    def module(self, node: Node) -> nn.Module | None:
+        """Return the module that a node calls, or None."""
+        return self.modules.get(str(node.target)) if node.op == "call_module" else None
+
+    def step(self, node: Node, value: Node) -> Step | None:
+        """Return what a node does to a value, if it is something to fuse."""
+        module = self.module(node)
+        if module is None:
+            return links.read(node, value)
+        alone = node.args == (value,) and not node.kwargs
+        return links.read_module(module) if alone else None
+
+    def fresh(self, node: Node) -> bool:
+        """Tell whether a node's value is surely a tensor of its own, not a view of another."""
+        module = self.module(node)
+        if module is not None:
+            return isinstance(module, _MAKERS)
+        return node.op == "call_function" and node.target in _MAKING
+
+    def describe(self, node: Node) -> str:
+        """Name a node for a reader of the report."""
+        if node.op == "output":
+            return "leaves the module"
+        module = self.module(node)
+        if module is not None:
+            return f"goes to {node.target} ({type(module).__name__})"
+        name = getattr(node.target, "__name__", str(node.target))
+        return f"goes to {name}()"
+
+
+_MAKERS = (nn.modules.conv._ConvNd, nn.Linear, nn.modules.batchnorm._NormBase)
+_MAKING = {
+    *(torch.conv1d, torch.conv2d, torch.conv3d, F.conv1d, F.conv2d, F.conv3d),
+    *(F.linear, F.batch_norm, torch.cat),
+}
+_IN_PLACE = {"setitem", "iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "iand"}
+
+
+def find_chains(graph: Graph, reader: Reader) -> list[Chain]:
+    """Find the chain that starts at each batch norm, in the graph's order.
+
+    Two batch norms may meet in a sum; the later one takes it, with the earlier as its residual.
+    """
+    claimed: set[Node] = set()
+    follower, found = _Follower(reader, graph, claimed), []
+    for node in reversed(list(graph.nodes)):
+        norm = reader.norm(node)
+        if norm is not None:
+            chain = follower.follow(Chain(node, norm))
+            claimed.update(chain.links)
+            found.append(chain)
+    return found[::-1]
+
+
+def _modes(graph: Graph) -> dict[Node, tuple[Any, ...]]:
+    """Return the modes that each node runs in: gradients, and the autocast regions around it."""
+    grad, regions = torch.is_grad_enabled(), list[Node]()
+    modes = {}
+    for node in graph.nodes:
+        name = getattr(node.target, "__name__", "")
+        if name == "_set_grad_enabled":
+            grad = node.args[0]
+        elif name == "_enter_autocast":
+            regions.append(node)
+        elif name == "_exit_autocast":
+            regions.remove(node.args[0])
+        modes[node] = (grad, *regions)
+    return modes
+
+
+class _Follower:
+    """Follows one batch norm's output as far as it can be fused."""
+
+    def __init__(self, reader: Reader, graph: Graph, claimed: set[Node]) -> None:
+        self.reader = reader
+        self.order = {node: i for i, node in enumerate(graph.nodes)}
+        self.modes = _modes(graph)
+        self.claimed = claimed
+
+    def follow(self, chain: Chain) -> Chain:
+        """Fill in the chain."""
+        value, pending, settings, added = chain.node, list[Node](), dict[str, Any](), None
+        while not (why := self._only_reader(value)):
+            node = next(iter(value.users))
+            step = self.reader.step(node, value)
+            if step is None:
+                why = f"its output {self.reader.describe(node)}"
+                break
+            why = self._refuses(chain, step, node, settings, added)
+            if why:
+                break
+            pending.append(node)
+            settings |= step.settings
+            added = node if step.kind == "add" else added
+            # A pooling waits for its ReLU; what does nothing counts if something follows.
+            if step.kind != "identity" and not ("pool" in settings and len(settings) == 1):
+                chain.links, chain.settings = list(pending), dict(settings)
+                chain.sum = added
+            value = node
+        chain.stop = why
+        return chain
+
+    def _only_reader(self, value: Node) -> str:
+        if len(value.users) != 1:
+            return f"its output is used {len(value.users)} times"
+        return "its sum is computed with another batch norm" if self._taken(value) else ""
+
+    def _taken(self, value: Node) -> bool:
+        return next(iter(value.users)) in self.claimed
+
+    def _refuses(
+        self,
+        chain: Chain,
+        step: Step,
+        node: Node,
+        settings: dict[str, Any],
+        added: Node | None,
+    ) -> str:
+        """Return why a step cannot be the next link, or nothing."""
+        if self.modes[node] != self.modes[chain.node]:
+            return "gradients or autocast are switched before what follows"
+        if step.kind == "activation":
+            known = "activation" in settings
+            early = "pool" in settings and step.settings["activation"] != "relu"
+            return "a second activation follows" if known or early else ""
+        if step.kind == "pool":
+            alone = settings.get("activation", "relu") == "relu" and "pool" not in settings
+            return "" if chain.norm.pools and alone else "its pooling does not follow a ReLU"
+        if step.kind == "add":
+            if settings or added:
+                return "its output goes to an addition"
+            return self._unsafe(chain, step, node)
+        return ""
+
+    def _unsafe(self, chain: Chain, step: Step, node: Node) -> str:
+        """Return why the batch norm cannot wait for the addition, or nothing."""
+        other: Node = step.other
+        if step.overwrites and not (self.reader.fresh(other) and len(other.users) == 1):
+            return "the addition overwrites a tensor that others may see"
+        between = self._between(chain.node, node)
+        inputs = chain.node.all_input_nodes
+        again = any(n in i.users for i in inputs for n in between)
+        same = chain.node.op == "call_module" and any(
+            n.target == chain.node.target for n in between
+        )
+        if again or same:
+            return "its input or layer is used again before the addition"
+        if not self.reader.fresh(chain.norm.input) and any(map(self._may_write, between)):
+            return "its input may be overwritten before the addition"
+        return ""
+
+    def _between(self, first: Node, last: Node) -> list[Node]:
+        return [n for n, i in self.order.items() if self.order[first] < i < self.order[last]]
+
+    def _may_write(self, node: Node) -> bool:
+        if node.op == "call_module":
+            return not self.reader.fresh(node)
+        name = getattr(node.target, "__name__", str(node.target))
+        named = name.endswith("_") or name in _IN_PLACE
+        return bool(named or node.kwargs.get("inplace") or "out" in node.kwargs)
