@@ -8,15 +8,21 @@ Random weights and images; cross entropy, SGD with momentum, as ``gammabeta trai
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from benchmarks import rivals
 from benchmarks.harness import print_table, save_rows
 from gammabeta.bench.jobs import step_job
 from gammabeta.bench.models import build
-from gammabeta.bench.subjects import EAGER_LAST, OURS, named
+from gammabeta.bench.subjects import EAGER_LAST, OURS, accelerated, named
 from gammabeta.bench.tasks import random_images
 
 IMAGE_SIZES = {"mobilenet_v2": 96, "resnet18": 64, "resnet50": 96, "densenet121": 64}
+
+
+def chains(model: nn.Module) -> int:
+    """Count what ``accelerate`` fuses."""
+    return sum(entry.what.startswith("fused") for entry in accelerated(model).gammabeta_report.done)
 
 
 def main() -> None:
@@ -34,7 +40,7 @@ def main() -> None:
             images = random_images(options.batch_size, size, torch.channels_last)
             job = step_job(name, model, images, precision, named(EAGER_LAST, OURS))
             measured = rivals.run(job, options.rounds)
-            batch = {"batch": options.batch_size, "pixels": size}
+            batch = {"batch": options.batch_size, "pixels": size, "fused": chains(model)}
             rows += [batch | row for row in rivals.rows_of(job, measured, machine)]
     print_table(rows)
     save_rows("models", rows)

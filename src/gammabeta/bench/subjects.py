@@ -21,7 +21,7 @@ from gammabeta.bench.models import TorchNet
 from gammabeta.models import Net
 from gammabeta.norm.act import BatchNormAct2d
 from gammabeta.norm.activation import POOLS
-from gammabeta.surgery.convert import convert
+from gammabeta.surgery.accelerate import accelerate
 
 EAGER_NCHW = "eager NCHW"
 EAGER_LAST = "eager channels-last"
@@ -77,7 +77,7 @@ def accelerated(model: nn.Module) -> nn.Module:
         net = Net(model.num_classes, model.image_size)
         net.load_state_dict(model.state_dict())
         return net
-    return convert(model)
+    return accelerate(copy.deepcopy(model))
 
 
 def compiler() -> str | None:
