@@ -22,7 +22,7 @@ format: $(STAMP) ## Rewrite files into the house format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(STAMP) ## Measure every speed claim on this machine (minutes; keep it otherwise idle)
+bench: $(STAMP) ## Measure every speed claim on this machine (half an hour; keep it idle)
 	$(BIN)/python -m benchmarks
 
 clean: ## Remove the virtual environment, builds and caches (never runs/)

@@ -5,25 +5,14 @@ from __future__ import annotations
 import csv
 import datetime
 import os
-import platform
-import re
 from pathlib import Path
 
 import torch
 
-from gammabeta.runtime import available_cores, has_bf16_instructions
+from gammabeta.bench.report import cpu_name
+from gammabeta.runtime import available_cores
 
 RESULTS = Path(__file__).parent / "results"
-
-
-def cpu_name() -> str:
-    """Return the processor's name and the vector instructions that matter here."""
-    name = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
-        name = found[1] if found else name
-    level = torch.backends.cpu.get_cpu_capability()
-    return f"{name} ({level}{', bf16' if has_bf16_instructions() else ''})"
 
 
 def machine() -> dict[str, str]:

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 from torchvision import transforms
 
+from gammabeta.bench.models import TorchNet
 from gammabeta.data.dataset import Split
 
 WORKERS = 2
@@ -51,31 +51,11 @@ def data_loader(split: Split, batch_size: int = 128, workers: int = WORKERS) -> 
     return DataLoader(images, batch_size=batch_size, shuffle=True, num_workers=workers)
 
 
-class TutorialNet(nn.Module):
-    """The tutorial's network, in its own order: normalise, activate, pool."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(3, 64, 3, padding=1), nn.BatchNorm2d(64)
-        self.conv2, self.bn2 = nn.Conv2d(64, 128, 3, padding=1), nn.BatchNorm2d(128)
-        self.conv3, self.bn3 = nn.Conv2d(128, 256, 3, padding=1), nn.BatchNorm2d(256)
-        self.fc1, self.bn4 = nn.Linear(256 * 4 * 4, 1024), nn.BatchNorm1d(1024)
-        self.fc2 = nn.Linear(1024, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return logits (N, 10) for images (N, 3, 32, 32)."""
-        x = F.max_pool2d(F.relu(self.bn1(self.conv1(x))), 2)
-        x = F.max_pool2d(F.relu(self.bn2(self.conv2(x))), 2)
-        x = F.max_pool2d(F.relu(self.bn3(self.conv3(x))), 2)
-        x = F.relu(self.bn4(self.fc1(torch.flatten(x, 1))))
-        return self.fc2(x)
-
-
 def train(
     batches: Iterator[tuple[Tensor, Tensor]], layout: torch.memory_format = torch.contiguous_format
 ) -> Iterator[float]:
     """Run the tutorial's loop over the batches, in its layout or another; yield each loss."""
-    net = TutorialNet().to(memory_format=layout)
+    net = TorchNet().to(memory_format=layout)
     criterion = nn.CrossEntropyLoss()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
     for inputs, labels in batches:
