@@ -7,19 +7,10 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from gammabeta.norm.kernels.native.activations import activate
-from gammabeta.norm.kernels.native.simd import (
-    choose,
-    load,
-    multiply_add,
-    splat,
-    splat_code,
-    store,
-    store_codes,
-    total,
-)
+from gammabeta.norm.kernels.native.memory import load, store
+from gammabeta.norm.kernels.native.simd import multiply_add, splat, total
 from gammabeta.norm.kernels.native.task import bytes_at, elements, floats, read, take
-from gammabeta.norm.kernels.native.values import downstream, finite_or_zero, passes, upstream
+from gammabeta.norm.kernels.native.values import downstream, finite_or_zero, normalise_at, upstream
 from gammabeta.norm.kernels.native.variant import (
     has_mask,
     has_residual,
@@ -28,7 +19,6 @@ from gammabeta.norm.kernels.native.variant import (
 )
 
 _ZERO, _ONE = np.float32(0), np.float32(1)
-_PASSED, _BLOCKED = np.uint8(1), np.uint8(0)
 _PROBED = 8
 _SEGMENT = 1 << 14
 """Values that are summed in float32."""
@@ -98,7 +88,6 @@ def forward(v: Any, task: Any) -> None:
     codes = bytes_at(t.codes, t.size * has_mask(v))
     coefficients = floats(t.coefficients, 5 * t.channels)
     slope, planes = np.float32(t.slope), t.batch * t.channels
-    data = x, residual, y, codes, slope
     taken = take(task)
     while taken < t.units:
         first = (t.units - 1 - taken) * t.unit_planes
@@ -107,24 +96,11 @@ def forward(v: Any, task: Any) -> None:
             whole = start + t.plane // vector_width(v) * vector_width(v)
             affine = _affine(coefficients, t.channels, c, wide(v))
             for i in range(start, whole, vector_width(v)):
-                _normalise(v, data, i, affine)
+                normalise_at(v, x, residual, y, codes, i, affine, slope)
             one = _affine(coefficients, t.channels, c, _ZERO)
             for i in range(whole, stop):
-                _normalise(v, data, i, one)
+                normalise_at(v, x, residual, y, codes, i, one, slope)
         taken = take(task)
-
-
-@njit
-def _normalise(v: Any, data: Any, i: Any, affine: Any) -> None:
-    x, residual, y, codes, slope = data
-    shift, scale, offset = affine
-    z = multiply_add(load(x, i, shift) - shift, scale, offset)
-    if has_residual(v):
-        z = z + load(residual, i, shift)
-    if has_mask(v):
-        one, zero = splat_code(_PASSED, z), splat_code(_BLOCKED, z)
-        store_codes(codes, i, choose(passes(v, z), one, zero))
-    store(y, i, activate(v, z, slope))
 
 
 @njit

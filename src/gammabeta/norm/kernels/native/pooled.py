@@ -13,18 +13,14 @@ import numpy as np
 from numba import njit
 
 from gammabeta.norm.kernels.native.activations import activate
+from gammabeta.norm.kernels.native.memory import lanes_of, load, load_codes, store, store_codes
 from gammabeta.norm.kernels.native.simd import (
     choose,
     is_code,
-    lanes_of,
-    load,
-    load_codes,
     multiply_add,
     replaces,
     splat,
     splat_code,
-    store,
-    store_codes,
 )
 from gammabeta.norm.kernels.native.task import bytes_at, elements, floats, read, take
 from gammabeta.norm.kernels.native.values import downstream, passes

@@ -13,18 +13,10 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from gammabeta.norm.kernels.native.activations import activate
-from gammabeta.norm.kernels.native.simd import (
-    choose,
-    load,
-    multiply_add,
-    splat,
-    splat_code,
-    store,
-    store_codes,
-)
+from gammabeta.norm.kernels.native.memory import load, store
+from gammabeta.norm.kernels.native.simd import multiply_add, splat
 from gammabeta.norm.kernels.native.task import bytes_at, elements, floats, read, take
-from gammabeta.norm.kernels.native.values import downstream, finite_or_zero, passes, upstream
+from gammabeta.norm.kernels.native.values import downstream, finite_or_zero, normalise_at, upstream
 from gammabeta.norm.kernels.native.variant import (
     has_mask,
     has_residual,
@@ -34,7 +26,6 @@ from gammabeta.norm.kernels.native.variant import (
 
 _GROUP = 8
 _ZERO, _ONE = np.float32(0), np.float32(1)
-_PASSED, _BLOCKED = np.uint8(1), np.uint8(0)
 
 
 @njit
@@ -123,16 +114,9 @@ def forward(v: Any, task: Any) -> None:
 @njit
 def _normalise(v: Any, data: Any, row: Any, stop: Any, c: Any, like: Any) -> None:
     x, residual, y, codes, coefficients, slope, width = data
-    shift, scale, offset = _affine(coefficients, width, c, like)
+    affine = _affine(coefficients, width, c, like)
     for r in range(row, stop):
-        i = r * width + c
-        z = multiply_add(load(x, i, like) - shift, scale, offset)
-        if has_residual(v):
-            z = z + load(residual, i, like)
-        if has_mask(v):
-            one, zero = splat_code(_PASSED, z), splat_code(_BLOCKED, z)
-            store_codes(codes, i, choose(passes(v, z), one, zero))
-        store(y, i, activate(v, z, slope))
+        normalise_at(v, x, residual, y, codes, r * width + c, affine, slope)
 
 
 @njit

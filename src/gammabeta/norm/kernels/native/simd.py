@@ -1,12 +1,6 @@
-"""Vectors of float32 as a Numba type, so that a loop says which instructions it becomes.
+"""Arithmetic on vectors and on plain float32 alike: a loop body is written once for both.
 
-Numba leaves vectorising to LLVM, which gives up on loops with many arrays or 16-bit data. Here
-``Lanes(n)`` is LLVM's own vector type, and every function takes vectors and plain float32 alike: a
-loop body is written once, runs on whole vectors, and on single values where they do not fit.
-``like`` is a value whose type says which of the two is meant.
-
-bfloat16 is stored as uint16, the upper half of a float32: widening is a shift, and narrowing
-rounds to nearest even and keeps a NaN a NaN.
+It runs on whole vectors, and on single values where they do not fit.
 """
 
 from __future__ import annotations
@@ -15,79 +9,21 @@ import operator
 from typing import Any
 
 from llvmlite import ir
-from numba import config, njit, types
+from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic, models, overload, register_model
+from numba.extending import intrinsic, overload
 
-F32, I32, I16, I8 = ir.FloatType(), ir.IntType(32), ir.IntType(16), ir.IntType(8)
-_CHECKED = bool(config.BOUNDSCHECK)
-
-
-class _Vector(types.Type):
-    def __init__(self, kind: str, width: int, element: ir.Type) -> None:
-        super().__init__(name=f"{kind}x{width}")
-        self.width = width
-        self.element = element
-
-
-class Lanes(_Vector):
-    """``width`` values of float32."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__("float32", width, F32)
-
-
-class Codes(_Vector):
-    """``width`` values of uint8."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__("uint8", width, I8)
-
-
-class Flags(_Vector):
-    """``width`` truth values."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__("bool", width, ir.IntType(1))
-
-
-class _Model(models.PrimitiveModel):
-    def __init__(self, manager: Any, vector: _Vector) -> None:
-        super().__init__(manager, vector, ir.VectorType(vector.element, vector.width))
-
-
-for _kind in (Lanes, Codes, Flags):
-    register_model(_kind)(_Model)
-
-
-def _width(like: types.Type) -> int:
-    return like.width if isinstance(like, _Vector) else 1
-
-
-def _flags(like: types.Type) -> types.Type:
-    return Flags(like.width) if isinstance(like, _Vector) else types.boolean
-
-
-def _codes(like: types.Type) -> types.Type:
-    return Codes(like.width) if isinstance(like, _Vector) else types.uint8
-
-
-def _of(element: ir.Type, like: types.Type) -> ir.Type:
-    """Return the LLVM type of ``element``, as wide as ``like``."""
-    return ir.VectorType(element, like.width) if isinstance(like, _Vector) else element
-
-
-def _constant(kind: ir.Type, value: Any) -> ir.Constant:
-    if isinstance(kind, ir.VectorType):
-        return ir.Constant(kind, [value] * kind.count)
-    return ir.Constant(kind, value)
-
-
-def _address(context: Any, builder: Any, kind: types.Array, place: Any, held: ir.Type) -> Any:
-    """Return where (array, index) is in memory, as a pointer to ``held``."""
-    found = context.make_array(kind)(context, builder, place[0])
-    element = cgutils.get_item_pointer(context, builder, kind, found, [place[1]], wraparound=False)
-    return builder.bitcast(element, held.as_pointer())
+from gammabeta.norm.kernels.native.vectors import (
+    F32,
+    I8,
+    I32,
+    Lanes,
+    Vector,
+    codes_like,
+    constant,
+    flags_like,
+    typed,
+)
 
 
 def _call(builder: Any, name: str, *values: Any) -> Any:
@@ -100,120 +36,11 @@ def _call(builder: Any, name: str, *values: Any) -> Any:
 
 
 @intrinsic
-def _load(typingctx: Any, array: Any, index: Any, like: Any) -> Any:
-    narrow = array.dtype == types.uint16
-
-    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        kind = _of(I16 if narrow else F32, like)
-        place = _address(context, builder, array, arguments[:2], kind)
-        loaded = builder.load(place, align=2 if narrow else 4)
-        if not narrow:
-            return loaded
-        wide = _of(I32, like)
-        bits = builder.shl(builder.zext(loaded, wide), _constant(wide, 16))
-        return builder.bitcast(bits, _of(F32, like))
-
-    return like(array, types.intp, like), emit
-
-
-@intrinsic
-def _store(typingctx: Any, array: Any, index: Any, value: Any) -> Any:
-    narrow = array.dtype == types.uint16
-
-    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        held = _to_bf16(builder, arguments[2], value) if narrow else arguments[2]
-        place = _address(context, builder, array, arguments[:2], held.type)
-        builder.store(held, place, align=2 if narrow else 4)
-        return context.get_dummy_value()
-
-    return types.void(array, types.intp, value), emit
-
-
-def _to_bf16(builder: Any, value: Any, like: types.Type) -> Any:
-    """Round to nearest even; a NaN becomes a quiet one, not an infinity by carry."""
-    wide = _of(I32, like)
-    bits = builder.bitcast(value, wide)
-    odd = builder.and_(builder.lshr(bits, _constant(wide, 16)), _constant(wide, 1))
-    rounded = builder.add(bits, builder.add(odd, _constant(wide, 0x7FFF)))
-    quiet = builder.or_(bits, _constant(wide, 0x400000))
-    kept = builder.select(builder.fcmp_unordered("uno", value, value), quiet, rounded)
-    return builder.trunc(builder.lshr(kept, _constant(wide, 16)), _of(I16, like))
-
-
-@intrinsic
-def _load_codes(typingctx: Any, array: Any, index: Any, like: Any) -> Any:
-    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        place = _address(context, builder, array, arguments[:2], _of(I8, like))
-        return builder.load(place, align=1)
-
-    return _codes(like)(array, types.intp, like), emit
-
-
-@intrinsic
-def _store_codes(typingctx: Any, array: Any, index: Any, codes: Any) -> Any:
-    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        place = _address(context, builder, array, arguments[:2], _of(I8, codes))
-        builder.store(arguments[2], place, align=1)
-        return context.get_dummy_value()
-
-    return types.void(array, types.intp, codes), emit
-
-
-@intrinsic
-def lanes_of(typingctx: Any, like: Any) -> Any:
-    """Return how many values there are in one like this."""
-
-    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return ir.Constant(context.get_value_type(types.intp), _width(like))
-
-    return types.intp(like), emit
-
-
-@njit(inline="never")
-def _refuse() -> None:
-    raise IndexError("a kernel reached outside its memory")
-
-
-@njit
-def _check(array: Any, index: int, like: Any) -> None:
-    if _CHECKED and (index < 0 or index + lanes_of(like) > array.size):
-        _refuse()
-
-
-@njit
-def load(array: Any, index: int, like: Any) -> Any:
-    """Return float32 or bfloat16 values from ``array[index:]``, as float32."""
-    _check(array, index, like)
-    return _load(array, index, like)
-
-
-@njit
-def store(array: Any, index: int, value: Any) -> None:
-    """Write float32 values to a float32 or bfloat16 array."""
-    _check(array, index, value)
-    _store(array, index, value)
-
-
-@njit
-def load_codes(array: Any, index: int, like: Any) -> Any:
-    """Return uint8 values."""
-    _check(array, index, like)
-    return _load_codes(array, index, like)
-
-
-@njit
-def store_codes(array: Any, index: int, codes: Any) -> None:
-    """Write uint8 values."""
-    _check(array, index, codes)
-    _store_codes(array, index, codes)
-
-
-@intrinsic
 def splat(typingctx: Any, value: Any, like: Any) -> Any:
     """Return a vector with the same float32 in every lane."""
 
     def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return _spread(builder, arguments[0], _of(F32, like))
+        return _spread(builder, arguments[0], typed(F32, like))
 
     return like(types.float32, like), emit
 
@@ -223,9 +50,9 @@ def splat_code(typingctx: Any, code: Any, like: Any) -> Any:
     """Return a vector with the same uint8 in every lane."""
 
     def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return _spread(builder, arguments[0], _of(I8, like))
+        return _spread(builder, arguments[0], typed(I8, like))
 
-    return _codes(like)(types.uint8, like), emit
+    return codes_like(like)(types.uint8, like), emit
 
 
 def _spread(builder: Any, value: Any, kind: ir.Type) -> Any:
@@ -277,14 +104,14 @@ def total(typingctx: Any, a: Any) -> Any:
     """Return the sum of all lanes, added in a fixed order."""
 
     def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        if not isinstance(a, _Vector):
+        if not isinstance(a, Vector):
             return arguments[0]
         kind = arguments[0].type
         name = f"llvm.vector.reduce.fadd.v{kind.count}f32"
         function = cgutils.get_or_insert_function(
             builder.module, ir.FunctionType(F32, [F32, kind]), name
         )
-        return builder.call(function, [_constant(F32, 0.0), arguments[0]], fastmath=["reassoc"])
+        return builder.call(function, [constant(F32, 0.0), arguments[0]], fastmath=["reassoc"])
 
     return types.float32(a), emit
 
@@ -300,23 +127,13 @@ def round_even(typingctx: Any, a: Any) -> Any:
 
 
 @intrinsic
-def absolute(typingctx: Any, a: Any) -> Any:
-    """Return |a|."""
-
-    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return _call(builder, "fabs", *arguments)
-
-    return a(a), emit
-
-
-@intrinsic
 def power_of_two(typingctx: Any, a: Any) -> Any:
     """Return 2ᵃ for integers within -126 and 127, given as float32."""
 
     def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        wide = _of(I32, a)
-        exponent = builder.add(builder.fptosi(arguments[0], wide), _constant(wide, 127))
-        return builder.bitcast(builder.shl(exponent, _constant(wide, 23)), _of(F32, a))
+        wide = typed(I32, a)
+        exponent = builder.add(builder.fptosi(arguments[0], wide), constant(wide, 127))
+        return builder.bitcast(builder.shl(exponent, constant(wide, 23)), typed(F32, a))
 
     return a(a), emit
 
@@ -328,7 +145,7 @@ def _comparison(condition: str, *, ordered: bool = True) -> Any:
             method = builder.fcmp_ordered if ordered else builder.fcmp_unordered
             return method(condition, *arguments)
 
-        return _flags(a)(a, a), emit
+        return flags_like(a)(a, a), emit
 
     return compare
 
@@ -346,7 +163,7 @@ def replaces(typingctx: Any, a: Any, b: Any) -> Any:
         more = builder.fcmp_ordered(">", *arguments)
         return builder.or_(more, builder.fcmp_unordered("uno", arguments[0], arguments[0]))
 
-    return _flags(a)(a, a), emit
+    return flags_like(a)(a, a), emit
 
 
 @intrinsic
@@ -356,7 +173,7 @@ def is_code(typingctx: Any, codes: Any, code: Any) -> Any:
     def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.icmp_unsigned("==", *arguments)
 
-    return _flags(codes)(codes, codes), emit
+    return flags_like(codes)(codes, codes), emit
 
 
 @intrinsic

@@ -7,20 +7,25 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from gammabeta.norm.kernels.native.activations import gradient
+from gammabeta.norm.kernels.native.activations import activate, gradient
+from gammabeta.norm.kernels.native.memory import load, load_codes, store, store_codes
 from gammabeta.norm.kernels.native.simd import (
     choose,
     greater_or_nan,
     is_code,
-    load,
-    load_codes,
     multiply_add,
     splat,
     splat_code,
 )
-from gammabeta.norm.kernels.native.variant import has_mask, is_constant, reads_residual
+from gammabeta.norm.kernels.native.variant import (
+    has_mask,
+    has_residual,
+    is_constant,
+    reads_residual,
+)
 
 _ZERO, _ONE = np.float32(0), np.float32(1)
+_PASSED, _BLOCKED = np.uint8(1), np.uint8(0)
 
 
 @njit
@@ -49,7 +54,7 @@ def upstream(
     shift, scale, offset = coefficients
     d = load(x, i, shift) - shift
     if has_mask(v):
-        passed = is_code(load_codes(codes, i, shift), splat_code(np.uint8(1), shift))
+        passed = is_code(load_codes(codes, i, shift), splat_code(_PASSED, shift))
         z = choose(passed, splat(_ONE, shift), splat(-_ONE, shift))
     else:
         z = multiply_add(d, scale, offset)
@@ -64,3 +69,18 @@ def downstream(v: Any, dz: Any, d: Any, scale: Any, tilt: Any, level: Any) -> An
     if is_constant(v):
         return dz * scale
     return multiply_add(dz, scale, multiply_add(d, tilt, level))
+
+
+@njit
+def normalise_at(
+    v: Any, x: Any, residual: Any, y: Any, codes: Any, i: Any, coefficients: Any, slope: Any
+) -> None:
+    """Normalise, add the residual, activate and write the values at i, with what backward needs."""
+    shift, scale, offset = coefficients
+    z = multiply_add(load(x, i, shift) - shift, scale, offset)
+    if has_residual(v):
+        z = z + load(residual, i, shift)
+    if has_mask(v):
+        one, zero = splat_code(_PASSED, z), splat_code(_BLOCKED, z)
+        store_codes(codes, i, choose(passes(v, z), one, zero))
+    store(y, i, activate(v, z, slope))

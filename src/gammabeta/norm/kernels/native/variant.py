@@ -14,7 +14,7 @@ from numba import types
 from numba.core.imputils import lower_constant
 from numba.extending import intrinsic, models, register_model, typeof_impl
 
-from gammabeta.norm.kernels.native.simd import F32, Lanes
+from gammabeta.norm.kernels.native.vectors import F32, Lanes
 
 
 @dataclass(frozen=True)
