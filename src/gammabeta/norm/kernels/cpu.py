@@ -64,8 +64,8 @@ def refusal(
     if residual is not None:
         if residual.shape != x.shape or residual.dtype != x.dtype:
             return f"the residual is {residual.dtype} {tuple(residual.shape)}"
-        if residual.device != x.device or residual.layout != x.layout:
-            return f"the residual is on {residual.device}, {residual.layout}"
+        if residual.device != x.device or not _is_plain(residual):
+            return f"the residual is a {type(residual).__name__} on {residual.device}"
     for vector in (weight, bias, *stats):
         if vector is not None and not _is_channel_vector(vector, x):
             return f"a parameter is {vector.dtype} {tuple(vector.shape)} on {vector.device}"
@@ -73,14 +73,14 @@ def refusal(
 
 
 def _input_refusal(x: Tensor) -> str | None:
-    if x.device.type != "cpu" or x.layout != torch.strided:
-        return f"the input is on {x.device}, {x.layout}"
+    if x.device.type != "cpu":
+        return f"the input is on {x.device}"
     if x.dtype not in _DTYPES:
         return f"the input is {x.dtype}, not float32 or bfloat16"
     missing: str | None = unavailable()
     if missing is not None:
         return missing
-    if not torch.compiler.is_compiling() and type(x) not in _PLAIN:
+    if not _is_plain(x):
         return f"the input is a {type(x).__name__}, not a plain tensor"
     if watched():
         return "the call is recorded, transformed or watched"
@@ -89,12 +89,18 @@ def _input_refusal(x: Tensor) -> str | None:
     return None
 
 
+def _is_plain(x: Tensor) -> bool:
+    """Tell whether a tensor is its own memory, and no wrapper around others."""
+    return torch.compiler.is_compiling() or (type(x) in _PLAIN and x.layout == torch.strided)
+
+
 def _is_channel_vector(vector: Tensor, x: Tensor) -> bool:
     return (
         (vector.dtype == torch.float32 or vector.dtype == x.dtype)
         and vector.dim() == 1
         and vector.numel() == x.shape[1]
         and vector.device == x.device
+        and _is_plain(vector)
     )
 
 

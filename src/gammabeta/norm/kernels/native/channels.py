@@ -107,7 +107,8 @@ def _coefficients(t: Any) -> None:
         gamma = np.float64(weight[c]) if t.weight != 0 else 1.0
         beta = np.float64(bias[c]) if t.bias != 0 else 0.0
         shift = np.float32(mean)
-        offset = beta + _lost(mean) * (gamma * scale)
+        lost = _lost(mean) * (gamma * scale)
+        offset = beta + lost if math.isfinite(lost) else beta
         for lane in range(c, t.width, t.channels):
             out[lane] = shift
             out[lane + t.width] = gamma * scale

@@ -236,7 +236,7 @@ def _spread_window(v: Any, data: Any, shape: Any, place: Any, c: Any, slopes: An
     gain = load(dy, q, tilt) * affine[1]
     for k in range(4):
         i = ((n * height + 2 * oh + k // 2) * width + 2 * ow + k % 2) * channels + c
-        base = splat(_ZERO, tilt)
+        base = splat(_ZERO, tilt) * affine[1]  # not zero where the scale is NaN
         if not is_constant(v):
             base = multiply_add(load(x, i, tilt) - affine[0], tilt, level)
         mine = is_code(won, splat_code(np.uint8(k), tilt))
