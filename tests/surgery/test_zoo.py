@@ -8,6 +8,7 @@ import torch
 import torchvision
 
 from gammabeta import Net, accelerate, convert
+from gammabeta.bench.models import TorchNet
 from surgery_helpers import assert_twins, images, twin
 
 T = torchvision.models
@@ -34,7 +35,8 @@ ZOO = {
     "timm dla34": (lambda: timm.create_model("dla34"), 37, 27),
     "timm dpn48b": (lambda: timm.create_model("dpn48b"), 54, 54),
     "timm convnext_atto": (lambda: timm.create_model("convnext_atto"), 0, 0),
-    "Net": (lambda: Net(image_size=64), 4, 4),
+    "the tutorial's network": (lambda: TorchNet(image_size=64), 4, 4),
+    "Net": (lambda: Net(image_size=64), 4, 0),
 }
 
 
@@ -53,10 +55,12 @@ def test_a_known_model_computes_what_it_did(name):
     assert_twins(model, reference, images(size=64))
 
 
-@pytest.mark.parametrize("name", ["resnet18", "timm mobilenetv3_small_100", "Net"])
+@pytest.mark.parametrize(
+    "name", ["resnet18", "timm mobilenetv3_small_100", "the tutorial's network"]
+)
 def test_a_known_model_comes_back(name):
     model = ZOO[name][0]()
-    original = convert(model, to="torch")
+    original = twin(model)
     accelerate(model)
     back = convert(model, to="torch", inplace=True)
     assert [type(m) for m in back.modules()] == [type(m) for m in original.modules()]

@@ -109,7 +109,11 @@ def _leave(survey: Survey, report: Report) -> None:
 def _fuse(model: nn.Module, survey: Survey, report: Report, example: _Example | None) -> None:
     for path in survey.norms:
         fused, what = survey.outcome(path)
-        (report.done if fused else report.left).append(Entry(path, what))
+        if fused:
+            report.done.append(Entry(path, what))
+        else:
+            alone = "BN alone: " if survey.is_plain(path) else ""
+            report.left.append(Entry(path, alone + what))
     for module, plan in survey.plans:
         rewrite(module, plan)
     convert_layers(model, "gammabeta", Report())

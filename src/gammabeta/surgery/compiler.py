@@ -14,6 +14,7 @@ INFO, to the logger "gammabeta".
 from __future__ import annotations
 
 import logging
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -22,11 +23,11 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 from torch.nn import functional as F
 
-from gammabeta.norm.activation import Epilogue
 from gammabeta.norm.functional import batch_norm
+from gammabeta.norm.kernels.registry import select
 from gammabeta.surgery.match import Chain, Norm, Reader, find_chains
 from gammabeta.surgery.report import Entry, Report
-from gammabeta.surgery.rewrite import may_add
+from gammabeta.surgery.rewrite import epilogue, may_add
 
 _LOG = logging.getLogger("gammabeta")
 _SETTINGS = ("activation", "negative_slope", "approximate", "pool")
@@ -55,14 +56,15 @@ def gammabeta(
     report = Report()
     for chain in find_chains(graph.graph, GraphReader({})):
         name = _name(chain.node)
-        _replace(graph.graph, chain)
-        report.done.append(Entry(name, chain.describe()))
+        if chain.links or chain.node.target in _NORMS:
+            _replace(graph.graph, chain)
+            report.done.append(Entry(name, chain.describe()))
         if not chain.links:
             report.left.append(Entry(name, chain.stop))
     graph.recompile()
     graph.gammabeta_report = report  # type: ignore[assignment]
-    _LOG.info("torch.compile: %d batch norms, %d fused with what follows\n%s",
-              len(report.done), len(report.done) - len(report.left), report)  # fmt: skip
+    fused = sum(" + " in entry.what for entry in report.done)
+    _LOG.info("torch.compile: %d batch norms fused with what follows them\n%s", fused, report)
     return graph.forward
 
 
@@ -71,11 +73,18 @@ class GraphReader(Reader):
 
     def norm(self, node: Node) -> Norm | None:
         """Return what the batch norm called by a node is, or None."""
-        if node.op != "call_function" or node.target not in _NORMS:
+        if node.op != "call_function":
             return None
-        data = _arguments(node)["input"]
-        shape = getattr(data.meta.get("example_value"), "shape", ())
-        return Norm(data, pools=len(shape) == 4)
+        if node.target in _NORMS:
+            data = _arguments(node)["input"]
+            return Norm(data, pools=_axes(data) == 4)
+        if not _is_kernel(node) or node.args[7] != "identity":
+            return None
+        data, others = node.args[0], [n for n in node.users if n.args[1] != 0]
+        output = next((n for n in node.users if n.args[1] == 0), None)
+        if not isinstance(data, Node) or output is None or node.args[3] is not None:
+            return None
+        return Norm(data, pools=_axes(data) == 4, output=output, waits=not others)
 
 
 _INPUTS = ("input", "running_mean", "running_var", "weight", "bias")
@@ -88,8 +97,17 @@ _NORMS: dict[Any, tuple[str, ...]] = {
 }
 
 
+def _is_kernel(node: Node) -> bool:
+    """Tell whether a node calls gammabeta's own operator, as its layers do under Dynamo."""
+    return str(node.target) in {"gammabeta.batch_norm", "gammabeta.batch_norm.default"}
+
+
+def _axes(data: Node) -> int:
+    return len(getattr(data.meta.get("example_value"), "shape", ()))
+
+
 def _arguments(node: Node) -> dict[str, Any]:
-    """Give the arguments of either spelling their names."""
+    """Give the arguments of either spelling of torch's function their names."""
     given = {**dict(zip(_NORMS[node.target], node.args, strict=False)), **node.kwargs}
     given.pop("cudnn_enabled", None)
     return given
@@ -98,15 +116,21 @@ def _arguments(node: Node) -> dict[str, Any]:
 def _replace(graph: Graph, chain: Chain) -> None:
     """Replace a chain by one call, in place."""
     last = chain.links[-1] if chain.links else chain.node
-    options = _arguments(chain.node) | chain.settings
-    if chain.residual is not None:
-        options["residual"] = chain.residual
+    kernel = chain.node.target not in _NORMS
     with graph.inserting_before(chain.place):
-        call = graph.call_function(fused, (), options)
-    call.meta = dict(last.meta)
-    last.replace_all_uses_with(call)
-    for node in [*reversed(chain.links), chain.node]:
+        if kernel:
+            data = (*chain.node.args[:3], chain.residual, *chain.node.args[4:7])
+            call = graph.call_function(fused_kernel, data, chain.settings)
+            value = graph.call_function(operator.getitem, (call, 0))
+        else:
+            options = _arguments(chain.node) | chain.settings | {"residual": chain.residual}
+            call = value = graph.call_function(fused, (), options)
+    value.meta = dict(last.meta)
+    last.replace_all_uses_with(value)
+    for node in [*reversed(chain.links), *([chain.output] if kernel else [])]:
         graph.erase_node(node)
+    chain.node.replace_all_uses_with(call)  # what an operator returns besides
+    graph.erase_node(chain.node)
 
 
 def fused(input: Tensor, *, residual: Any = None, **options: Any) -> Tensor:  # noqa: A002
@@ -125,7 +149,49 @@ def fused(input: Tensor, *, residual: Any = None, **options: Any) -> Tensor:  # 
     if residual is None or may_add(input, residual):
         return batch_norm(input, residual=residual, **options)
     settings = {name: options.pop(name) for name in _SETTINGS if name in options}
-    return Epilogue(**settings)(batch_norm(input, **options) + residual)
+    return epilogue(**settings)(batch_norm(input, **options) + residual)
+
+
+def fused_kernel(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Any,
+    mean: Tensor | None,
+    var: Tensor | None,
+    eps: float,
+    **settings: Any,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Call the kernel that serves best in the place of gammabeta's operator.
+
+    Args:
+        x: The data; this and the next are the operator's arguments.
+        weight: γ, or None.
+        bias: β, or None.
+        residual: What is added, of any shape that broadcasts.
+        mean: None computes it.
+        var: None computes it.
+        eps: Added to the variance.
+        settings: The activation and pooling, as of ``gammabeta.batch_norm``.
+
+    Returns:
+        The output, mean and variance.
+
+    Example:
+        >>> y, mean, var = fused_kernel(torch.randn(4, 3), None, None, None, None, None, 1e-5)
+        >>> y.shape, mean.shape
+        (torch.Size([4, 3]), torch.Size([3]))
+    """
+    what = epilogue(**settings)
+    added = residual if residual is not None and may_add(x, residual) else None
+    inside = what if added is residual else epilogue()
+    if mean is None or var is None:
+        kernel = select("auto", x, weight, bias, added)
+        y, mean, var = kernel.train(x, weight, bias, added, eps, inside)
+    else:
+        kernel = select("auto", x, weight, bias, added, (mean, var))
+        y = kernel.infer(x, mean, var, weight, bias, added, eps, inside)
+    return (y if added is residual else what(y + residual)), mean, var
 
 
 def _name(node: Node) -> str:

@@ -31,10 +31,14 @@ class Norm:
     Args:
         input: What it normalises.
         pools: Whether its output has four axes, so that a pooling may be fused.
+        output: The node of its output, if that is another: an element of what it returns.
+        waits: Whether it may be computed later than it is called, when a residual is known.
     """
 
     input: Node
     pools: bool
+    output: Node | None = None
+    waits: bool = True
 
 
 @dataclass
@@ -58,11 +62,16 @@ class Chain:
     stop: str = ""
 
     @property
+    def output(self) -> Node:
+        """The node of the batch norm's own output."""
+        return self.norm.output or self.node
+
+    @property
     def residual(self) -> Node | None:
         """What is added; read from the graph, which changes as other chains are replaced."""
         if self.sum is None:
             return None
-        mine = {self.node, *self.links}
+        mine = {self.output, *self.links}
         return next(node for node in self.sum.all_input_nodes if node not in mine)
 
     @property
@@ -178,7 +187,7 @@ class _Follower:
 
     def follow(self, chain: Chain) -> Chain:
         """Fill in the chain."""
-        value, pending, settings, added = chain.node, list[Node](), dict[str, Any](), None
+        value, pending, settings, added = chain.output, list[Node](), dict[str, Any](), None
         while not (why := self._only_reader(value)):
             node = next(iter(value.users))
             step = self.reader.step(node, value)
@@ -226,7 +235,7 @@ class _Follower:
             alone = settings.get("activation", "relu") == "relu" and "pool" not in settings
             return "" if chain.norm.pools and alone else "its pooling does not follow a ReLU"
         if step.kind == "add":
-            if settings or added:
+            if settings or added or not chain.norm.waits:
                 return "its output goes to an addition"
             return self._unsafe(chain, step, node)
         return ""

@@ -118,7 +118,7 @@ def within(layer: Any, x: Tensor, activation: str | None = None, **settings: Any
 
 
 def epilogue(
-    activation: str | None,
+    activation: str | None = None,
     negative_slope: float = 0.01,
     approximate: str = "none",
     pool: int | None = None,

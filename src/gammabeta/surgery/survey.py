@@ -54,7 +54,11 @@ class Survey:
         if id(norm) in self._done:
             return True, self._done[id(norm)]
         why = why_not(norm) or self._stops.get(id(norm)) or self._owners_reason(path)
-        return False, why or "no traced forward calls it"
+        return False, why or ("no traced forward calls it" if path else "it is the whole model")
+
+    def is_plain(self, path: str) -> bool:
+        """Tell whether the batch norm at a path can take gammabeta's class."""
+        return type(self.norms[path]) in _PLAIN
 
     @property
     def hopeless(self) -> bool:
@@ -143,10 +147,10 @@ def is_timm_norm(module: nn.Module) -> bool:
 def why_not(norm: nn.Module) -> str | None:
     """Return why a batch norm is not to be fused, or None."""
     kind = type(norm)
-    if _has_hooks(norm):
-        return "has hooks, which expect its own output"
     if isinstance(norm, _LazyNormBase):
         return "is lazy: run the model once, then accelerate it"
+    if _has_hooks(norm):
+        return "has hooks, which expect its own output"
     if is_parametrized(norm):
         return "is parametrised"
     if is_timm_norm(norm):

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch.fx import Graph, Node, Proxy, Tracer
 
@@ -82,8 +81,7 @@ class _Tracer(Tracer):
     proxy_buffer_attributes = True  # a buffer's value must not be computed with while tracing
 
     def __init__(self, given: frozenset[str], kind: type) -> None:
-        # Without this mark checkpointing would be traced through, and its saving lost.
-        super().__init__(autowrap_functions=(torch.utils.checkpoint.checkpoint,))
+        super().__init__()
         self.given = given
         self.kind = kind
         self.fixed: dict[str, Any] = {}
@@ -99,7 +97,7 @@ class _Tracer(Tracer):
 
     def create_node(self, *args: Any, **kwargs: Any) -> Node:
         if _mode() != self.mode:
-            raise UntraceableError("it switches gradients or autocast for a part")
+            raise UntraceableError("it switches gradients, autocast or checkpointing for a part")
         return super().create_node(*args, **kwargs)
 
     def create_args_for_root(
@@ -168,5 +166,6 @@ def _mode() -> tuple[Any, ...]:
     return (
         torch.is_grad_enabled(),
         torch.is_inference_mode_enabled(),
+        torch._C._autograd._top_saved_tensors_default_hooks(True),  # checkpointing has such
         *((torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in ("cpu", "cuda")),
     )

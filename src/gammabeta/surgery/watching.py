@@ -93,16 +93,17 @@ def _restore(held: Held) -> None:
 @contextmanager
 def _no_custom_gradients() -> Iterator[None]:
     """Stop at a user's autograd.Function: tracing would run through it and lose its backward."""
-    original = torch.autograd.Function.__dict__["apply"]
+    function: Any = torch.autograd.Function
+    original = vars(function)["apply"]
 
     def apply(cls: type, *_: Any, **__: Any) -> Any:
         raise UntraceableError(f"it calls {cls.__name__}, which has a gradient of its own")
 
-    torch.autograd.Function.apply = classmethod(apply)
+    function.apply = classmethod(apply)
     try:
         yield
     finally:
-        torch.autograd.Function.apply = original
+        function.apply = original
 
 
 @contextmanager
@@ -127,7 +128,7 @@ def _spy(kind: Any, paths: dict[int, str], asked: Asked) -> type:
             if not _asked_by_fx():
                 asked.setdefault((paths[id(self)], name), tuple(value))
         elif is_plain(value) and name in object.__getattribute__(self, "__dict__"):
-            asked.setdefault((paths[id(self)], name), value)
+            asked.setdefault((paths[id(self)], name), copy.deepcopy(value))
         return value
 
     def __getattr__(self: nn.Module, name: str) -> Any:  # noqa: N807 (registered, like a bias)
@@ -153,9 +154,11 @@ def _asked_by_fx() -> bool:
 
 
 def is_plain(value: Any) -> bool:
-    """Tell whether a value can be noted: a number, a string, None, a function, a tuple of such."""
-    if isinstance(value, tuple):
+    """Tell whether a value can be noted: a number, a string, None, a function, or some of these."""
+    if isinstance(value, tuple | list):
         return all(map(is_plain, value))
+    if isinstance(value, dict):
+        return all(map(is_plain, (*value, *value.values())))
     return value is None or type(value) in _PLAIN
 
 
