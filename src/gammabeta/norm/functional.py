@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from gammabeta.errors import GammabetaError
 from gammabeta.norm.activation import Epilogue
-from gammabeta.norm.kernels.registry import select
+from gammabeta.norm.kernels.registry import Running, select
 from gammabeta.norm.updates import moved
 
 PLAIN = Epilogue()
@@ -188,15 +188,24 @@ def normalize(
         return kernel.infer(x, *stats, weight, bias, residual, eps, epilogue), stats
     virtual_batch_size = virtual_batch_size if training else None
     _check_values(x, virtual_batch_size)
+    parts = list(_parts(x, residual, virtual_batch_size))
+    running = None
+    if stats is not None and write and len(parts) == 1 and isinstance(momentum, float):
+        running = Running(*stats, momentum)
     done = [
-        select(backend, part, weight, bias, added).train(part, weight, bias, added, eps, epilogue)
-        for part, added in _parts(x, residual, virtual_batch_size)
+        select(backend, part, weight, bias, added).train(
+            part, weight, bias, added, eps, epilogue, running
+        )
+        for part, added in parts
     ]
     y = done[0][0] if len(done) == 1 else torch.cat([part[0] for part in done])
-    if stats is None or not training or x.numel() == 0:
+    means, variances = (
+        [d[1] for d in done if d[1] is not None],
+        [d[2] for d in done if d[2] is not None],
+    )
+    if stats is None or not training or not means or x.numel() == 0:
         return y, stats
     with torch.no_grad():
-        means, variances = ([part[i] for part in done] for i in (1, 2))
         new = Stats(
             moved(stats.running_mean, means, momentum, in_place=write, alike=alike),
             moved(stats.running_var, variances, momentum, in_place=write, alike=alike),

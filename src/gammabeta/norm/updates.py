@@ -84,9 +84,10 @@ def moved(
     weight = momentum if len(batches) == 1 else 1 - (1 - momentum) ** (1 / len(batches))
     for batch in batches:
         # As torch adds them, and not by lerp: an infinity stays one, and vmap knows the operators.
-        addend = batch.to(running.dtype) * weight
-        if in_place:
-            running.mul_(1 - weight).add_(addend)
+        if in_place and isinstance(weight, float):
+            running.mul_(1 - weight).add_(batch, alpha=weight)
+        elif in_place:
+            running.mul_(1 - weight).add_(batch.to(running.dtype) * weight)
         else:
-            running = running * (1 - weight) + addend
+            running = running * (1 - weight) + batch.to(running.dtype) * weight
     return running

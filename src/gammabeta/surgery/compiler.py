@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 import operator
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -187,7 +187,8 @@ def fused_kernel(
     inside = what if added is residual else epilogue()
     if mean is None or var is None:
         kernel = select("auto", x, weight, bias, added)
-        y, mean, var = kernel.train(x, weight, bias, added, eps, inside)
+        done = kernel.train(x, weight, bias, added, eps, inside)
+        y, mean, var = cast("tuple[Tensor, Tensor, Tensor]", done)
     else:
         kernel = select("auto", x, weight, bias, added, (mean, var))
         y = kernel.infer(x, mean, var, weight, bias, added, eps, inside)

@@ -9,7 +9,7 @@ Called directly it would cost some 30 microseconds more than :class:`FusedBatchN
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -27,23 +27,25 @@ _APART = ("identity", *_MASKED)
 class FusedBatchNorm(torch.autograd.Function):
     """pool(act(BN(x) + residual)), with mean and variance computed, or given for eval mode.
 
-    Takes ``(x, weight, bias, residual, mean, var, eps, activation, slope, pool)`` and returns
-    ``(y, mean, unbiased variance)``.
+    Takes ``(x, weight, bias, residual, mean, var, eps, activation, slope, pool, running)`` and
+    returns ``(y, mean, unbiased variance)``; the last two are None if ``running`` statistics and
+    their momentum were given, which are then moved.
     """
 
     @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Compute, and save what backward needs."""
         outputs = _forward(*inputs)
-        _save(ctx, inputs, outputs)
+        _save(ctx, inputs[:-1], outputs)
         y, mean, var = outputs[:3]
-        ctx.mark_non_differentiable(mean, var)
+        if mean is not None:
+            ctx.mark_non_differentiable(mean, var)
         return y, mean, var
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         """Return the gradients of x, weight, bias and residual."""
-        return _backward(ctx, *grads)
+        return *_backward(ctx, *grads), None
 
 
 def _forward(
@@ -57,7 +59,8 @@ def _forward(
     activation: str,
     slope: float,
     pool: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    running: tuple[Tensor, Tensor, float] | None = None,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor, Tensor]:
     plan, x = _plan(x, eps, activation, slope, pool)
     return forward(
         plan,
@@ -67,6 +70,7 @@ def _forward(
         None if residual is None else layout.laid(residual, _lie(plan)),
         _vector(mean),
         _vector(var),
+        running,
     )
 
 
@@ -91,7 +95,7 @@ def _vector(values: Tensor | None) -> Tensor | None:
     return values.detach().float().contiguous()
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], outputs: tuple[Tensor, ...]) -> None:
+def _save(ctx: Any, inputs: tuple[Any, ...], outputs: tuple[Any, ...]) -> None:
     x, weight, bias, residual, mean, _, eps, activation, slope, pool = inputs
     y, _, _, saved, codes = outputs
     ctx.options = eps, activation, slope, pool
@@ -232,7 +236,7 @@ _library.define(
 
 
 def _forward_operator(*inputs: Any) -> tuple[Tensor, ...]:
-    y, mean, var, saved, codes = _forward(*inputs)
+    y, mean, var, saved, codes = cast("tuple[Tensor, ...]", _forward(*inputs))
     given = inputs[4] is not None  # an operator may not return what it was given
     return y, mean.clone() if given else mean, var.clone() if given else var, saved, codes
 

@@ -31,9 +31,21 @@ def train(
     residual: Tensor | None,
     eps: float,
     epilogue: Epilogue,
-) -> tuple[Tensor, Tensor, Tensor]:
+    running: tuple[Tensor, Tensor, float] | None = None,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Normalise with the batch's own statistics; see ``registry.Kernel``."""
-    return _run(x, weight, bias, residual, None, None, eps, epilogue)
+    if running is None or not _may_move(running[:2], x):
+        return _run(x, weight, bias, residual, (None, None), eps, epilogue)
+    done = _run(x, weight, bias, residual, (None, None), eps, epilogue, running)
+    torch.autograd.graph.increment_version(running[:2])
+    return done
+
+
+def _may_move(running: tuple[Tensor, Tensor], x: Tensor) -> bool:
+    """Tell whether the compiled code may write the running statistics."""
+    return not torch.compiler.is_compiling() and all(
+        _is_channel_vector(r, x) and r.dtype == torch.float32 and r.is_contiguous() for r in running
+    )
 
 
 def infer(
@@ -47,7 +59,7 @@ def infer(
     epilogue: Epilogue,
 ) -> Tensor:
     """Normalise with given statistics; see ``registry.Kernel``."""
-    return _run(x, weight, bias, residual, mean, var, eps, epilogue)[0]
+    return _run(x, weight, bias, residual, (mean, var), eps, epilogue)[0]
 
 
 def refusal(
@@ -127,28 +139,19 @@ def _run(
     weight: Tensor | None,
     bias: Tensor | None,
     residual: Tensor | None,
-    mean: Tensor | None,
-    var: Tensor | None,
+    given: tuple[Tensor | None, Tensor | None],
     eps: float,
     epilogue: Epilogue,
-) -> tuple[Tensor, Tensor, Tensor]:
+    running: tuple[Tensor, Tensor, float] | None = None,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
     pool = epilogue.pool
     if pool and not _pools_here(x, residual, epilogue):
         pool = None
     compiling = torch.compiler.is_compiling()
     call: Any = torch.ops.gammabeta.batch_norm if compiling else _function()
-    y, mean, var, *_ = call(
-        x,
-        weight,
-        bias,
-        residual,
-        mean,
-        var,
-        eps,
-        _name(epilogue),
-        epilogue.negative_slope,
-        pool or 0,
-    )
+    options = eps, _name(epilogue), epilogue.negative_slope, pool or 0
+    last = () if compiling else (running,)
+    y, mean, var, *_ = call(x, weight, bias, residual, *given, *options, *last)
     return (y if pool == epilogue.pool else epilogue.pool_only(y)), mean, var
 
 

@@ -29,6 +29,7 @@ def train(
     residual: Tensor | None,
     eps: float,
     epilogue: Epilogue,
+    running: object = None,  # noqa: ARG001 (left to the caller)
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Normalise with the batch's own statistics; see ``registry.Kernel``."""
     shift = _probe(x)

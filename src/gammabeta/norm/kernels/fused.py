@@ -155,7 +155,8 @@ def forward(
     residual: Tensor | None,
     mean: Tensor | None,
     var: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    running: tuple[Tensor, Tensor, float] | None = None,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor, Tensor]:
     """Return y, mean, unbiased variance, and what backward needs: statistics and codes.
 
     Args:
@@ -166,6 +167,7 @@ def forward(
         residual: Or None.
         mean: None computes it.
         var: None computes it.
+        running: Running statistics and momentum: they are moved, and mean and variance are None.
     """
     p = program(plan, x.shape, residual is not None, mean is not None)
     task = Task.from_buffer_copy(p.task)
@@ -180,13 +182,17 @@ def forward(
     task.x, task.y, task.codes = x.data_ptr(), y.data_ptr(), codes.data_ptr()
     task.weight, task.bias, task.residual = _at(weight), _at(bias), _at(residual)
     task.saved = saved.data_ptr()
-    if mean is None or var is None:
+    given = mean is not None
+    if running is not None:
+        task.running_mean, task.running_var = _at(running[0]), _at(running[1])
+        task.momentum = running[2]
+    elif not given:
         mean, var = _floats(x, task.channels), _floats(x, task.channels)
-        task.mean, task.var = mean.data_ptr(), var.data_ptr()
-        _statistics(plan, p, x, task)
-    else:
-        task.mean, task.var = mean.data_ptr(), var.data_ptr()
+    task.mean, task.var = _at(mean), _at(var)
+    if given:
         _GIVEN(task)
+    else:
+        _statistics(plan, p, x, task)
     p.forward(task, task.size)
     return y, mean, var, saved, codes
 

@@ -5,7 +5,7 @@ Adding one is a module with the two functions of :class:`Kernel` and a line in `
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -14,8 +14,21 @@ from gammabeta.norm.activation import Epilogue
 from gammabeta.norm.kernels import cpu, eager
 
 
+class Running(NamedTuple):
+    """Running statistics that a kernel may move itself, in place, and by how much.
+
+    Args:
+        mean: (C,), and so is ``var``.
+        momentum: Weight of the new batch.
+    """
+
+    mean: Tensor
+    var: Tensor
+    momentum: float
+
+
 class Kernel(Protocol):
-    """What a kernel computes for ``x`` of shape (N, C, *). It writes none of its arguments."""
+    """What a kernel computes for ``x`` of shape (N, C, *). It writes nothing but ``running``."""
 
     def train(
         self,
@@ -25,12 +38,13 @@ class Kernel(Protocol):
         residual: Tensor | None,
         eps: float,
         epilogue: Epilogue,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        running: Running | None = None,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Normalise with the batch's own statistics.
 
         Returns:
             The output, differentiable to any order; the batch's mean and its unbiased variance,
-            (C,) each, without a gradient.
+            (C,) each, without a gradient, or None if the kernel moved the running ones.
         """
 
     def infer(

@@ -18,19 +18,28 @@ _LEAST = 1e-30
 def combine(v: Any, task: Any) -> None:
     """Turn the sums of all blocks into mean, variance and the coefficients of y.
 
+    Running statistics, if given, are moved on the way.
+
     Means are added first and deviations about the total mean after (Chan, Golub & LeVeque 1983),
     so that nothing large cancels.
     """
     t = read(task)
     sums = floats(t.partial, t.blocks * 3 * t.width)
-    mean, var = floats(t.mean, t.channels), floats(t.var, t.channels)
+    wanted, moving = t.mean != 0, t.running_mean != 0
+    mean, var = floats(t.mean, t.channels * wanted), floats(t.var, t.channels * wanted)
+    running_mean = floats(t.running_mean, t.channels * moving)
+    running_var = floats(t.running_var, t.channels * moving)
     saved = doubles(t.saved, 2 * t.channels)
     means = _means(t, sums)
     squares = _squares(t, sums, means)
     for c in range(t.channels):
         biased = max(squares[c] / t.count, 0.0)  # a NaN stays one
-        mean[c] = means[c]
-        var[c] = biased * (t.count / max(t.count - 1, 1))
+        unbiased = biased * (t.count / max(t.count - 1, 1))
+        if wanted:
+            mean[c], var[c] = means[c], unbiased
+        if moving:
+            running_mean[c] = running_mean[c] * (1 - t.momentum) + means[c] * t.momentum
+            running_var[c] = running_var[c] * (1 - t.momentum) + unbiased * t.momentum
         saved[c], saved[c + t.channels] = means[c], 1 / math.sqrt(biased + t.eps)
     _coefficients(t)
 

@@ -22,8 +22,9 @@ _SIZES = (
 _ADDRESSES = (
     *("x", "residual", "y", "dy", "dx", "dresidual", "codes", "partial", "coefficients"),
     *("saved", "mean", "var", "weight", "bias", "dweight", "dbias", "recover"),
+    *("running_mean", "running_var"),
 )
-_NUMBERS = ("eps", "slope", "recover_ratio")
+_NUMBERS = ("eps", "slope", "recover_ratio", "momentum")
 
 
 class Task(ctypes.Structure):
