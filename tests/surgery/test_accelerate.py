@@ -272,7 +272,11 @@ def test_an_attribute_changed_later_is_obeyed():
     assert_twins(model, reference, images())
 
 
-@pytest.mark.parametrize("value", [2.0, [2.0, 3], {"by": (2.0, None)}, torch.sigmoid], ids=repr)
+@pytest.mark.parametrize(
+    "value",
+    [2.0, [2.0, 3], {"by": (2.0, None)}, torch.sigmoid],
+    ids=["number", "list", "dict", "function"],
+)
 def test_any_plain_attribute_is_watched(value, calls):
     class Held(nn.Module):
         def __init__(self):

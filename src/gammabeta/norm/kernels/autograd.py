@@ -102,7 +102,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], outputs: tuple[Any, ...]) -> None:
     ctx.added, ctx.constant = residual is not None, mean is not None
     kept = None if activation in _APART else residual  # the codes tell what it led to
     ctx.witness, output = None, y if pool else None
-    if pool and not torch.compiler.is_compiling():
+    if pool and not torch.compiler.is_compiling() and not watched():
         ctx.witness, output = _Witness(y), y.data
     ctx.save_for_backward(x, weight, bias, kept, output, saved, codes)
 
@@ -201,7 +201,8 @@ def _composite(ctx: Any, dy: Tensor, *, create_graph: bool) -> tuple[Tensor | No
     name = None if gated or activation == "identity" else activation.removesuffix("_tanh")
     epilogue = Epilogue(name, slope, "tanh" if tanh else "none", pool or None)
     if ctx.constant:
-        mean, var = saved[0].float(), (saved[1] ** -2 - eps).float()
+        mean, inverse = saved.detach()
+        mean, var = mean.float(), (inverse**-2 - eps).float()
         y = eager.infer(x, mean, var, weight, bias, residual, eps, epilogue)
     else:
         y = eager.train(x, weight, bias, residual, eps, epilogue)[0]

@@ -63,7 +63,7 @@ def _compiled(v: Variant) -> Any:
     began = time.perf_counter()
     try:
         compiled = cfunc(signature, nopython=True, cache=True)(loop)
-    except (RuntimeError, OSError):  # nowhere to write: the next process compiles again
+    except Exception:  # noqa: BLE001 (nowhere to write, or damaged files of any kind)
         compiled = cfunc(signature, nopython=True)(loop)
     if not compiled.cache_hits:
         _announce(v, time.perf_counter() - began)
