@@ -98,6 +98,17 @@ def test_a_model_computes_what_it_did_with_fewer_calls(make, calls):
     assert calls
 
 
+@pytest.mark.parametrize("make", [plain, blocks])
+def test_in_single_precision_the_kernels_compute_it_as_closely(make):
+    reference = make()
+    model = accelerate(twin(reference).float())
+    got, expected = step(model, images().float()), step(reference, images())
+    near(got[0].double(), expected[0], 1e-5, "output")
+    scale = max(float(g.abs().max()) for g in expected[1].values())
+    for name, gradient in expected[1].items():
+        near(got[1][name].double(), gradient, 1e-5, f"gradient of {name}", scale)
+
+
 def test_what_is_fused_is_reported_with_what_feeds_it():
     model = accelerate(nn.Sequential(plain(), blocks()))
     assert str(model.gammabeta_report).splitlines() == [

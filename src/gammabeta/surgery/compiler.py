@@ -25,7 +25,8 @@ from torch.nn import functional as F
 
 from gammabeta.norm.functional import batch_norm
 from gammabeta.norm.kernels.registry import select
-from gammabeta.surgery.match import Chain, Norm, Reader, find_chains
+from gammabeta.surgery.match import Chain, find_chains
+from gammabeta.surgery.reader import Norm, Reader
 from gammabeta.surgery.report import Entry, Report
 from gammabeta.surgery.rewrite import epilogue, may_add
 

@@ -15,7 +15,8 @@ from typing import Any
 from torch import nn
 from torch.fx import Graph
 
-from gammabeta.surgery.match import Chain, Reader
+from gammabeta.surgery.match import Chain
+from gammabeta.surgery.reader import Reader
 from gammabeta.surgery.rewrite import BASICS, Plan, fused
 from gammabeta.surgery.tracing import Trace
 from gammabeta.surgery.watching import is_plain

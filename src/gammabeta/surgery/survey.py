@@ -19,8 +19,9 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from gammabeta.norm.act import _BatchNormAct, _has_hooks
 from gammabeta.surgery.links import read_module
-from gammabeta.surgery.match import Chain, Norm, Reader, find_chains
+from gammabeta.surgery.match import Chain, find_chains
 from gammabeta.surgery.plan import Writer
+from gammabeta.surgery.reader import Norm, Reader
 from gammabeta.surgery.rewrite import LAYERS, Plan
 from gammabeta.surgery.tracing import Trace, trace
 from gammabeta.surgery.watching import UntraceableError
