@@ -23,9 +23,8 @@ from gammabeta import batch_norm
 
 x = torch.randn(4, 20, 6, 6, generator=torch.Generator().manual_seed(0)).requires_grad_()
 y = batch_norm(x, None, None, training=True, activation="relu")
-y.backward(torch.arange(y.numel()).view_as(y) / y.numel())
-dx = x.grad.sum(0).flatten().tolist()
-print("RESULT", json.dumps([gammabeta.__file__, y.grad_fn.name(), dx]))
+found = gammabeta.__file__, y.grad_fn.name(), y.sum(0).flatten().tolist()
+print("RESULT", json.dumps(found))
 """
 
 
@@ -74,8 +73,9 @@ def test_nowhere_to_keep_it_only_costs_speed(copied):
     assert len(again[2]) == len(first) > 1
 
 
-@pytest.mark.parametrize("damage", [b"", b"not compiled code"], ids=["empty", "garbage"])
-@pytest.mark.parametrize("suffix", ["nbi", "nbc"])
+@pytest.mark.parametrize(
+    ("suffix", "damage"), [("nbi", b""), ("nbc", b"not compiled code")], ids=["index", "code"]
+)
 def test_damaged_files_only_cost_speed(copied, damage, suffix):
     function, values, first, _ = run(copied)
     files = list((copied / "norm/kernels/native/__pycache__").glob(f"*.{suffix}"))
