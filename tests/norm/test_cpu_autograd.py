@@ -253,3 +253,15 @@ def test_nothing_is_kept_but_the_input_a_byte_a_value_and_vectors(
         expected += y.numel()
     expected += y.numel() * width if pool else 0  # which the next layer keeps as well
     assert kept <= expected + 64
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("made_in", [True, False], ids=["inference-layer", "layer"])
+def test_inference_mode_serves_pooled_layers(training, made_in):
+    with torch.inference_mode(made_in):
+        layer = BatchNormAct2d(16, pool=2).train(training)
+    twin = BatchNormAct2d(16, pool=2, backend="eager").train(training)
+    x = laid(randn(4, 16, 6, 6), "rows")
+    with torch.inference_mode():
+        torch.testing.assert_close(layer(x), twin(x))
+    torch.testing.assert_close(layer.state_dict(), twin.state_dict())

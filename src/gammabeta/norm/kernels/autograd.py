@@ -102,7 +102,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], outputs: tuple[Any, ...]) -> None:
     ctx.added, ctx.constant = residual is not None, mean is not None
     kept = None if activation in _APART else residual  # the codes tell what it led to
     ctx.witness, output = None, y if pool else None
-    if pool and not torch.compiler.is_compiling() and not watched():
+    if pool and not (torch.compiler.is_compiling() or watched() or y.is_inference()):
         ctx.witness, output = _Witness(y), y.data
     ctx.save_for_backward(x, weight, bias, kept, output, saved, codes)
 

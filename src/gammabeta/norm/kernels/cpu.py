@@ -37,7 +37,7 @@ def train(
     if running is None or not _may_move(running[:2], x):
         return _run(x, weight, bias, residual, (None, None), eps, epilogue)
     done = _run(x, weight, bias, residual, (None, None), eps, epilogue, running)
-    torch.autograd.graph.increment_version(running[:2])
+    torch.autograd.graph.increment_version([r for r in running[:2] if not r.is_inference()])
     return done
 
 
