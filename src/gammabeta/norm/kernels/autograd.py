@@ -17,11 +17,8 @@ from torch import Tensor
 from gammabeta.norm.activation import Epilogue
 from gammabeta.norm.kernels import eager, layout
 from gammabeta.norm.kernels.fused import Plan, backward, forward, pooled_size
+from gammabeta.norm.kernels.native.variant import APART, MASKED
 from gammabeta.norm.kernels.tracing import watched
-
-_MASKED = ("relu", "relu6", "leaky_relu")
-_APART = ("identity", *_MASKED)
-"""Activations whose gradient does not need the residual."""
 
 
 class FusedBatchNorm(torch.autograd.Function):
@@ -100,7 +97,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], outputs: tuple[Any, ...]) -> None:
     y, _, _, saved, codes = outputs
     ctx.options = eps, activation, slope, pool
     ctx.added, ctx.constant = residual is not None, mean is not None
-    kept = None if activation in _APART else residual  # the codes tell what it led to
+    kept = None if activation in APART else residual  # the codes tell what it led to
     ctx.witness, output = None, y if pool else None
     if pool and not (torch.compiler.is_compiling() or watched() or y.is_inference()):
         ctx.witness, output = _Witness(y), y.data
@@ -196,7 +193,7 @@ def _composite(ctx: Any, dy: Tensor, *, create_graph: bool) -> tuple[Tensor | No
     """Return the gradients as functions of x, γ, β, the residual and dy."""
     x, weight, bias, residual, _, saved, codes = ctx.saved_tensors
     eps, activation, slope, pool = ctx.options
-    gated = ctx.added and activation in _APART
+    gated = ctx.added and activation in APART
     tanh = activation == "gelu_tanh"
     name = None if gated or activation == "identity" else activation.removesuffix("_tanh")
     epilogue = Epilogue(name, slope, "tanh" if tanh else "none", pool or None)
@@ -254,7 +251,7 @@ def _forward_shapes(x: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
     if pool:
         size = [pooled_size(pool, s) for s in x.shape[2:]]
         y = x.new_empty((*x.shape[:2], *size)).to(memory_format=torch.channels_last)
-    coded = pool or (residual is not None and activation in _MASKED)
+    coded = pool or (residual is not None and activation in MASKED)
     return (
         y,
         x.new_empty(channels, dtype=torch.float32),

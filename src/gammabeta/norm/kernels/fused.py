@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gammabeta.norm.kernels.native.launch import Loop
 from gammabeta.norm.kernels.native.task import Task
-from gammabeta.norm.kernels.native.variant import Variant
+from gammabeta.norm.kernels.native.variant import MASKED, Variant
 
 _BLOCK = 1 << 15
 """Elements in a block: its data stay in a core's own cache, its sums are short."""
@@ -172,7 +172,7 @@ def forward(
     p = program(plan, x.shape, residual is not None, mean is not None)
     task = Task.from_buffer_copy(p.task)
     y = _like_output(plan, x, task)
-    masked = residual is not None and plan.activation in {"relu", "relu6", "leaky_relu"}
+    masked = residual is not None and plan.activation in MASKED
     codes = x.new_empty(0, dtype=torch.uint8)
     if plan.pool or masked:
         codes = torch.empty_like(y, dtype=torch.uint8)

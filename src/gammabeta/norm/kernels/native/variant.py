@@ -16,6 +16,11 @@ from numba.extending import intrinsic, models, register_model, typeof_impl
 
 from gammabeta.norm.kernels.native.vectors import F32, Lanes
 
+MASKED = ("relu", "relu6", "leaky_relu")
+"""Activations of which one byte tells all that a gradient needs."""
+APART = ("identity", *MASKED)
+"""Activations whose gradient does not need the residual."""
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -93,11 +98,5 @@ has_residual = flag(lambda variant: variant.residual)
 is_constant = flag(lambda variant: variant.constant)
 pool_window = flag(lambda variant: variant.pool)
 vector_width = flag(lambda variant: variant.width)
-reads_residual = flag(
-    lambda variant: (
-        variant.residual and variant.activation not in {"identity", "relu", "relu6", "leaky_relu"}
-    )
-)
-has_mask = flag(
-    lambda variant: variant.residual and variant.activation in {"relu", "relu6", "leaky_relu"}
-)
+reads_residual = flag(lambda variant: variant.residual and variant.activation not in APART)
+has_mask = flag(lambda variant: variant.residual and variant.activation in MASKED)
