@@ -175,36 +175,42 @@ def normalize(
     backend: str = "auto",
     write: bool = True,
     alike: bool = False,
+    count: Tensor | None = None,
 ) -> tuple[Tensor, Stats | None]:
-    """Do the work of :func:`batch_norm`, whose arguments these are but for five.
+    """Do the work of :func:`batch_norm`, whose arguments these are but for six.
 
     ``x`` is its input; ``stats`` are the running statistics (in training, None leaves nothing to
     update); ``epilogue`` is what follows; ``write`` tells whether new statistics are written in
-    place or only returned; ``alike`` whether ghost batches weigh alike in them.
+    place or only returned; ``alike`` whether ghost batches weigh alike in them; ``count`` is raised
+    by one if they are written.
     """
     _check_shapes(x, stats, epilogue, virtual_batch_size)
     if stats is not None and not training:
         kernel = select(backend, x, weight, bias, residual, stats)
         return kernel.infer(x, *stats, weight, bias, residual, eps, epilogue), stats
-    virtual_batch_size = virtual_batch_size if training else None
-    _check_values(x, virtual_batch_size)
-    parts = list(_parts(x, residual, virtual_batch_size))
-    running = None
-    if stats is not None and write and len(parts) == 1 and isinstance(momentum, float):
-        running = Running(*stats, momentum)
-    done = [
-        select(backend, part, weight, bias, added).train(
-            part, weight, bias, added, eps, epilogue, running
-        )
-        for part, added in parts
-    ]
-    y = done[0][0] if len(done) == 1 else torch.cat([part[0] for part in done])
-    means, variances = (
-        [d[1] for d in done if d[1] is not None],
-        [d[2] for d in done if d[2] is not None],
-    )
-    if stats is None or not training or not means or x.numel() == 0:
+    _check_values(x, virtual_batch_size if training else None)
+    if virtual_batch_size is None or not training or virtual_batch_size >= x.shape[0]:
+        running = None
+        if stats is not None and write and isinstance(momentum, float):
+            running = Running(*stats, momentum, count)
+        kernel = select(backend, x, weight, bias, residual)
+        y, mean, var = kernel.train(x, weight, bias, residual, eps, epilogue, running)
+        if mean is None or var is None:  # moved by the kernel
+            return y, stats
+        means, variances = [mean], [var]
+    else:
+        parts = [
+            select(backend, part, weight, bias, added).train(
+                part, weight, bias, added, eps, epilogue
+            )
+            for part, added in _parts(x, residual, virtual_batch_size)
+        ]
+        y = torch.cat([part for part, _, _ in parts])
+        means, variances = [part[1] for part in parts], [part[2] for part in parts]
+    if stats is None or x.numel() == 0:
         return y, stats
+    if count is not None:
+        count.add_(1)
     with torch.no_grad():
         new = Stats(
             moved(stats.running_mean, means, momentum, in_place=write, alike=alike),
@@ -220,13 +226,10 @@ def _stats(mean: Tensor | None, var: Tensor | None) -> Stats | None:
 
 
 def _parts(
-    x: Tensor, residual: Tensor | None, virtual_batch_size: int | None
+    x: Tensor, residual: Tensor | None, virtual_batch_size: int
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
     """Cut the batch into ghost batches, each with at least two values a channel."""
     count = x.shape[0]
-    if virtual_batch_size is None or virtual_batch_size >= count:
-        yield x, residual
-        return
     values = x[0, 0].numel()
     starts = list(range(0, count, virtual_batch_size))
     if (count - starts[-1]) * values < 2:

@@ -105,21 +105,24 @@ def _forward(layer: _Layer, x: Tensor, residual: Tensor | None, epilogue: Epilog
     the traced model changes its mode as one of torch's layers would.
     """
     check_dims(x, layer._dims)
-    mean, var, count = layer.running_mean, layer.running_var, layer.num_batches_tracked
+    mean, var, training = layer.running_mean, layer.running_var, layer.training
     stats = None if mean is None or var is None else Stats(mean, var)
-    weighs: float | Tensor = 0.0
-    if layer.training and not (layer.track_running_stats and updates_allowed()):
-        stats = None
-    if layer.training and stats is not None and x.numel():
-        if count is not None:
-            count.add_(1)
-        weighs = batch_weight(layer.momentum, count, stats.running_mean)
+    count = None
+    if training and stats is not None:
+        if not (layer.track_running_stats and updates_allowed()):
+            stats = None
+        elif x.numel():
+            count = layer.num_batches_tracked
+    weighs: float | Tensor | None = layer.momentum
+    if weighs is None:  # the average of all batches, of which this one is counted first
+        weighs = 0.0 if count is None else batch_weight(None, count.add_(1), mean)
+        count = None
     y, _ = normalize(
         x,
         stats,
         layer.weight,
         layer.bias,
-        layer.training,
+        training,
         weighs,
         layer.eps,
         residual=residual,
@@ -127,6 +130,7 @@ def _forward(layer: _Layer, x: Tensor, residual: Tensor | None, epilogue: Epilog
         virtual_batch_size=layer.virtual_batch_size,
         backend=layer.backend,
         alike=layer.momentum is None,
+        count=count,
     )
     return y
 

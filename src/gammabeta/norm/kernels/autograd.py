@@ -56,8 +56,8 @@ def _forward(
     activation: str,
     slope: float,
     pool: int,
-    running: tuple[Tensor, Tensor, float] | None = None,
-) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor, Tensor]:
+    running: tuple[Tensor, Tensor, float, Tensor | None] | None = None,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor, Tensor | None]:
     plan, x = _plan(x, eps, activation, slope, pool)
     return forward(
         plan,
@@ -154,7 +154,7 @@ def _gradients(
     residual: Tensor | None,
     y: Tensor | None,
     saved: Tensor,
-    codes: Tensor,
+    codes: Tensor | None,
     eps: float,
     activation: str,
     slope: float,
@@ -175,7 +175,7 @@ def _gradients(
         None if residual is None else layout.laid(residual, lie),
         None if y is None else layout.laid(y, lie),
         saved,
-        layout.laid(codes, lie) if codes.numel() else codes,
+        None if codes is None or not codes.numel() else layout.laid(codes, lie),
         added=added,
         constant=constant,
         needs_x=needs_x,
@@ -203,7 +203,7 @@ def _composite(ctx: Any, dy: Tensor, *, create_graph: bool) -> tuple[Tensor | No
         y = eager.infer(x, mean, var, weight, bias, residual, eps, epilogue)
     else:
         y = eager.train(x, weight, bias, residual, eps, epilogue)[0]
-    if gated and codes.numel():
+    if gated and codes is not None and codes.numel():
         blocked = slope if activation == "leaky_relu" else 0.0
         dy = dy * torch.where(codes.bool(), 1.0, blocked).to(dy.dtype)
     inputs = (x, weight, bias, residual)
@@ -235,6 +235,7 @@ _library.define(
 
 def _forward_operator(*inputs: Any) -> tuple[Tensor, ...]:
     y, mean, var, saved, codes = cast("tuple[Tensor, ...]", _forward(*inputs))
+    codes = y.new_empty(0, dtype=torch.uint8) if codes is None else codes
     given = inputs[4] is not None  # an operator may not return what it was given
     return y, mean.clone() if given else mean, var.clone() if given else var, saved, codes
 

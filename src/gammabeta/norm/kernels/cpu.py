@@ -31,20 +31,36 @@ def train(
     residual: Tensor | None,
     eps: float,
     epilogue: Epilogue,
-    running: tuple[Tensor, Tensor, float] | None = None,
+    running: tuple[Tensor, Tensor, float, Tensor | None] | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Normalise with the batch's own statistics; see ``registry.Kernel``."""
-    if running is None or not _may_move(running[:2], x):
-        return _run(x, weight, bias, residual, (None, None), eps, epilogue)
+    if running is not None and not _may_move(running, x):
+        running = None
     done = _run(x, weight, bias, residual, (None, None), eps, epilogue, running)
-    torch.autograd.graph.increment_version([r for r in running[:2] if not r.is_inference()])
+    if running is not None:
+        written = [t for t in running if isinstance(t, Tensor) and not t.is_inference()]
+        torch.autograd.graph.increment_version(written)
     return done
 
 
-def _may_move(running: tuple[Tensor, Tensor], x: Tensor) -> bool:
-    """Tell whether the compiled code may write the running statistics."""
-    return not torch.compiler.is_compiling() and all(
-        _is_channel_vector(r, x) and r.dtype == torch.float32 and r.is_contiguous() for r in running
+def _may_move(running: tuple[Tensor, Tensor, float, Tensor | None], x: Tensor) -> bool:
+    """Tell whether the compiled code may write the running statistics, and count."""
+    mean, var, _, count = running
+    return (
+        not torch.compiler.is_compiling()
+        and _is_own_floats(mean, x)
+        and _is_own_floats(var, x)
+        and (
+            count is None
+            or (count.dtype == torch.int64 and count.numel() == 1 and count.is_cpu)
+            and _is_plain(count)
+        )
+    )
+
+
+def _is_own_floats(vector: Tensor, x: Tensor) -> bool:
+    return (
+        vector.dtype == torch.float32 and vector.is_contiguous() and _is_channel_vector(vector, x)
     )
 
 
@@ -142,7 +158,7 @@ def _run(
     given: tuple[Tensor | None, Tensor | None],
     eps: float,
     epilogue: Epilogue,
-    running: tuple[Tensor, Tensor, float] | None = None,
+    running: tuple[Tensor, Tensor, float, Tensor | None] | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     pool = epilogue.pool
     if pool and not _pools_here(x, residual, epilogue):

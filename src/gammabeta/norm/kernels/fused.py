@@ -7,13 +7,13 @@ These two functions choose how memory is seen and cut into blocks, allocate, and
 from __future__ import annotations
 
 import math
-from functools import cache, lru_cache
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from gammabeta.norm.kernels.native.launch import Loop
+from gammabeta.norm.kernels.native.launch import Sequence
 from gammabeta.norm.kernels.native.task import Task
 from gammabeta.norm.kernels.native.variant import MASKED, Variant
 
@@ -46,19 +46,8 @@ class Plan(NamedTuple):
     eps: float
 
 
-class Program(NamedTuple):
-    """The loops of a plan, and a task with all its sizes."""
-
-    task: Task
-    statistics: Loop
-    forward: Loop
-    reduce: Loop
-    backward: Loop
-
-
-@lru_cache(maxsize=1024)
-def program(plan: Plan, shape: torch.Size, added: bool, constant: bool) -> Program:
-    """Return what computes a plan for an input of that shape.
+class Program:
+    """What computes a plan for an input of one shape.
 
     Args:
         plan: How to compute.
@@ -66,39 +55,111 @@ def program(plan: Plan, shape: torch.Size, added: bool, constant: bool) -> Progr
         added: Whether a residual is added.
         constant: Whether statistics are given.
     """
-    task = Task(
-        channels=shape[1],
-        count=shape.numel() // shape[1],
-        size=shape.numel(),
-        batch=shape[0],
-        plane=1,
-        eps=plan.eps,
-        slope=plan.slope,
-        width=shape[1],
-        recover_ratio=_RECOVERABLE[plan.dtype],
-    )
-    width = _cut(task, plan, shape)
 
-    def loop(name: str, fixed: bool) -> Loop:
-        what = f"{plan.family}.{name}"
-        return _loop(Variant(what, plan.dtype, plan.activation, added, plan.pool, fixed, width))
+    def __init__(self, plan: Plan, shape: torch.Size, added: bool, constant: bool) -> None:
+        self.plan, self.constant = plan, constant
+        self.task = Task(
+            channels=shape[1],
+            count=shape.numel() // shape[1],
+            size=shape.numel(),
+            batch=shape[0],
+            plane=1,
+            eps=plan.eps,
+            slope=plan.slope,
+            width=shape[1],
+            recover_ratio=_RECOVERABLE[plan.dtype],
+        )
+        self._like = plan.dtype, plan.activation, added, plan.pool
+        self._width = _cut(self.task, plan, shape)
+        self._idle: list[Run] = []
 
-    family = "rows" if plan.pool else plan.family
-    statistics = _loop(Variant(f"{family}.statistics", plan.dtype, width=_WIDTHS[family]))
-    return Program(
-        task, statistics, loop("forward", False), loop("reduce", False), loop("backward", constant)
-    )
+    def borrow(self) -> Run:
+        """Return what no other call uses, be it of another thread or of this one, interrupted."""
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return Run(self)
+
+    def give_back(self, run: Run) -> None:
+        """Let a later call use it."""
+        self._idle.append(run)
+
+    def loop(self, name: str, *, fixed: bool = False) -> Variant:
+        """Return a pass over the data."""
+        return Variant(f"{self.plan.family}.{name}", *self._like, fixed, self._width)
+
+    def statistics(self) -> Variant:
+        """Return the pass that sums, which knows nothing of what follows."""
+        family = "rows" if self.plan.pool else self.plan.family
+        return Variant(f"{family}.statistics", self.plan.dtype, width=_WIDTHS[family])
 
 
-@cache
-def _loop(v: Variant) -> Loop:
-    return Loop(v)
-
-
+program = lru_cache(maxsize=1024)(Program)
 _COMBINE, _GIVEN, _AGAIN, _SLOPES = (
-    Loop(Variant(f"channels.{name}", "float32")) for name in ("combine", "given", "again", "slopes")
+    Variant(f"channels.{name}", "float32") for name in ("combine", "given", "again", "slopes")
 )
 _WIDTHS = {"rows": 64, "planes": 16}
+
+
+class Run:
+    """The tasks of one call, and the passes over them.
+
+    Statistics are summed over rows even where the next pass pools, in a task of their own.
+    """
+
+    def __init__(self, p: Program) -> None:
+        self._program = p
+        self.task = Task.from_buffer_copy(p.task)
+        self.sums = self.task
+        if p.plan.pool and not p.constant:
+            self.sums = Task.from_buffer_copy(p.task)
+            _cut_rows(self.sums)
+        self.scratch = max(_sums(self.task) + self.task.channels // 4 + 1, _sums(self.sums))
+        self._at = 0
+
+    def place(self, address: int) -> None:
+        """Tell the tasks where their scratch memory is: coefficients, sums, a byte a channel."""
+        if address == self._at:
+            return
+        self._at = address
+        for task in (self.task, self.sums):
+            task.coefficients, task.partial = address, address + 20 * task.width
+        if self._program.plan.pool:
+            self.task.recover = address + 4 * _sums(self.task)
+
+    @cached_property
+    def forward(self) -> Sequence:
+        """Statistics, or the coefficients of given ones, and then the output."""
+        p, task = self._program, self.task
+        if p.constant:
+            steps = [(_GIVEN, task)]
+        else:
+            steps = [(p.statistics(), self.sums), (_COMBINE, self.sums)]
+            if self.sums is not task:
+                steps.append((_AGAIN, task))
+        return Sequence([*steps, (p.loop("forward"), task)], task.size)
+
+    @cached_property
+    def reduce(self) -> Sequence:
+        """The gradients of γ and β, and what the mean and the variance add to that of x."""
+        p, task = self._program, self.task
+        return Sequence([(_AGAIN, task), (p.loop("reduce"), task), (_SLOPES, task)], task.size)
+
+    @cached_property
+    def spread(self) -> Sequence:
+        """The gradient of x where the statistics are constants."""
+        steps = [(_AGAIN, self.task), (self._spreads(), self.task)]
+        return Sequence(steps, self.task.size)
+
+    @cached_property
+    def backward(self) -> Sequence:
+        """All gradients."""
+        p, task = self._program, self.task
+        steps = [(_AGAIN, task), (p.loop("reduce"), task), (_SLOPES, task), (self._spreads(), task)]
+        return Sequence(steps, task.size)
+
+    def _spreads(self) -> Variant:
+        return self._program.loop("backward", fixed=self._program.constant)
 
 
 def _cut(task: Task, plan: Plan, shape: torch.Size) -> int:
@@ -155,8 +216,8 @@ def forward(
     residual: Tensor | None,
     mean: Tensor | None,
     var: Tensor | None,
-    running: tuple[Tensor, Tensor, float] | None = None,
-) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor, Tensor]:
+    running: tuple[Tensor, Tensor, float, Tensor | None] | None = None,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor, Tensor | None]:
     """Return y, mean, unbiased variance, and what backward needs: statistics and codes.
 
     Args:
@@ -167,49 +228,38 @@ def forward(
         residual: Or None.
         mean: None computes it.
         var: None computes it.
-        running: Running statistics and momentum: they are moved, and mean and variance are None.
+        running: As ``registry.Running``: they are moved, and mean and variance are None.
     """
-    p = program(plan, x.shape, residual is not None, mean is not None)
-    task = Task.from_buffer_copy(p.task)
-    y = _like_output(plan, x, task)
-    masked = residual is not None and plan.activation in MASKED
-    codes = x.new_empty(0, dtype=torch.uint8)
-    if plan.pool or masked:
-        codes = torch.empty_like(y, dtype=torch.uint8)
-    saved = x.new_empty(2, task.channels, dtype=torch.float64)
-    scratch = _floats(x, (3 * task.blocks + 5) * task.width)
-    task.partial, task.coefficients = _split(scratch, task)
-    task.x, task.y, task.codes = x.data_ptr(), y.data_ptr(), codes.data_ptr()
-    task.weight, task.bias, task.residual = _at(weight), _at(bias), _at(residual)
-    task.saved = saved.data_ptr()
-    given = mean is not None
-    if running is not None:
-        task.running_mean, task.running_var = _at(running[0]), _at(running[1])
-        task.momentum = running[2]
-    elif not given:
-        mean, var = _floats(x, task.channels), _floats(x, task.channels)
-    task.mean, task.var = _at(mean), _at(var)
-    if given:
-        _GIVEN(task)
-    else:
-        _statistics(plan, p, x, task)
-    p.forward(task, task.size)
+    shape, added = x.shape, residual is not None
+    p = program(plan, shape, added, mean is not None)
+    run = p.borrow()
+    y = _like_output(plan, x, run.task)
+    coded = plan.pool or (added and plan.activation in MASKED)
+    codes = torch.empty_like(y, dtype=torch.uint8) if coded else None
+    saved = torch.empty((2, shape[1]), dtype=torch.float64, device="cpu")
+    if mean is None and running is None:
+        mean, var = _floats(shape[1]), _floats(shape[1])
+    scratch = _lend(run)
+    task, sums = run.task, run.sums
+    task.x, task.residual, task.y, task.codes = x.data_ptr(), _at(residual), y.data_ptr(), _at(codes)
+    task.weight, task.bias, task.saved = _at(weight), _at(bias), saved.data_ptr()
+    if sums is not task:
+        sums.x, sums.saved = task.x, task.saved
+    sums.mean, sums.var = _at(mean), _at(var)
+    _move(sums, running)
+    run.forward()
+    _scratch.append(scratch)
+    p.give_back(run)
     return y, mean, var, saved, codes
 
 
-def _statistics(plan: Plan, p: Program, x: Tensor, task: Task) -> None:
-    """Run the pass that sums, over rows even where the next one pools."""
-    if not plan.pool:
-        p.statistics(task, task.size)
-        _COMBINE(task)
+def _move(task: Task, running: tuple[Tensor, Tensor, float, Tensor | None] | None) -> None:
+    """Tell which running statistics are to be moved."""
+    if running is None:
+        task.running_mean = task.running_var = task.batches = 0
         return
-    flat = Task.from_buffer_copy(task)
-    _cut_rows(flat)
-    sums = _floats(x, (3 * flat.blocks + 5) * flat.width)
-    flat.partial, flat.coefficients = _split(sums, flat)
-    p.statistics(flat, flat.size)
-    _COMBINE(flat)
-    _AGAIN(task)
+    mean, var, task.momentum, batches = running
+    task.running_mean, task.running_var, task.batches = mean.data_ptr(), var.data_ptr(), _at(batches)
 
 
 def backward(
@@ -221,7 +271,7 @@ def backward(
     residual: Tensor | None,
     y: Tensor | None,
     saved: Tensor,
-    codes: Tensor,
+    codes: Tensor | None,
     *,
     added: bool,
     constant: bool,
@@ -239,50 +289,57 @@ def backward(
         residual: Where the codes do not stand for it.
         y: Where pooled, or None if it was overwritten.
         saved: Of forward.
-        codes: Of forward.
+        codes: Of forward, or None.
         added: Whether a residual was added.
         constant: Whether the statistics were given.
         needs_x: Whether dx is wanted, or the residual's gradient.
         needs_affine: Whether dγ or dβ is.
     """
     p = program(plan, x.shape, added, constant)
-    task = Task.from_buffer_copy(p.task)
-    scratch = _floats(x, (3 * task.blocks + 5) * task.width)
-    task.partial, task.coefficients = _split(scratch, task)
-    task.x, task.dy, task.codes, task.saved = (
-        x.data_ptr(),
-        dy.data_ptr(),
-        codes.data_ptr(),
-        saved.data_ptr(),
-    )
-    task.weight, task.bias, task.residual, task.y = _at(weight), _at(bias), _at(residual), _at(y)
-    recover = x.new_zeros(task.channels, dtype=torch.uint8) if plan.pool else None
-    task.recover = _at(recover)
-    task.recover_ratio *= y is not None
-    _AGAIN(task)
-    dweight = dbias = None
-    if needs_affine or (needs_x and not constant):
-        dweight, dbias = _floats(x, task.channels), _floats(x, task.channels)
-        task.dweight, task.dbias = dweight.data_ptr(), dbias.data_ptr()
-        p.reduce(task, task.size)
-        _SLOPES(task)
-    if not needs_x:
-        return None, dweight, dbias, None
-    dx = torch.empty_like(x)
-    dresidual = torch.empty_like(x) if added else None
-    task.dx, task.dresidual = dx.data_ptr(), _at(dresidual)
-    p.backward(task, task.size)
+    run = p.borrow()
+    task = run.task
+    dx = torch.empty_like(x) if needs_x else None
+    dresidual = torch.empty_like(x) if needs_x and added else None
+    reduces = needs_affine or (needs_x and not constant)
+    dweight, dbias = (_floats(task.channels), _floats(task.channels)) if reduces else (None, None)
+    scratch = _lend(run)
+    task.x, task.residual, task.y, task.codes = x.data_ptr(), _at(residual), _at(y), _at(codes)
+    task.dy, task.dx, task.dresidual = dy.data_ptr(), _at(dx), _at(dresidual)
+    task.weight, task.bias, task.saved = _at(weight), _at(bias), saved.data_ptr()
+    task.dweight, task.dbias = _at(dweight), _at(dbias)
+    task.recover_ratio = _RECOVERABLE[plan.dtype] if y is not None else 0.0
+    if needs_x:
+        (run.backward if reduces else run.spread)()
+    elif reduces:
+        run.reduce()
+    _scratch.append(scratch)
+    p.give_back(run)
     return dx, dweight, dbias, dresidual
 
 
-def _split(scratch: Tensor, task: Task) -> tuple[int, int]:
-    """Return the addresses of the blocks' sums and of the coefficients in scratch memory."""
-    start = scratch.data_ptr()
-    return start + 20 * task.width, start
+_scratch: list[Tensor] = []
+"""Memory for sums and coefficients that no call uses now."""
 
 
-def _floats(x: Tensor, size: int) -> Tensor:
-    return x.new_empty(size, dtype=torch.float32)
+def _lend(run: Run) -> Tensor:
+    """Return scratch memory, having told the tasks where it is."""
+    try:
+        scratch = _scratch.pop()
+    except IndexError:
+        scratch = _floats(run.scratch)
+    if scratch.numel() < run.scratch:
+        scratch = _floats(run.scratch)
+    run.place(scratch.data_ptr())
+    return scratch
+
+
+def _sums(task: Task) -> int:
+    """Return how many numbers coefficients and sums are."""
+    return (3 * task.blocks + 5) * task.width  # type: ignore[no-any-return]
+
+
+def _floats(size: int) -> Tensor:
+    return torch.empty(size, dtype=torch.float32, device="cpu")
 
 
 def _at(tensor: Tensor | None) -> int:

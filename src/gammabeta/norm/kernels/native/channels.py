@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from gammabeta.norm.kernels.native.task import bytes_at, doubles, floats, read
+from gammabeta.norm.kernels.native.task import bytes_at, doubles, floats, read, words
 
 _LEAST = 1e-30
 """A slope below which y does not tell x."""
@@ -18,7 +18,7 @@ _LEAST = 1e-30
 def combine(v: Any, task: Any) -> None:
     """Turn the sums of all blocks into mean, variance and the coefficients of y.
 
-    Running statistics, if given, are moved on the way.
+    Running statistics, if given, are moved on the way, and the batch is counted.
 
     Means are added first and deviations about the total mean after (Chan, Golub & LeVeque 1983),
     so that nothing large cancels.
@@ -41,6 +41,8 @@ def combine(v: Any, task: Any) -> None:
             running_mean[c] = running_mean[c] * (1 - t.momentum) + means[c] * t.momentum
             running_var[c] = running_var[c] * (1 - t.momentum) + unbiased * t.momentum
         saved[c], saved[c + t.channels] = means[c], 1 / math.sqrt(biased + t.eps)
+    if t.batches != 0:
+        words(t.batches, 1)[0] += 1
     _coefficients(t)
 
 
@@ -50,10 +52,17 @@ def _means(t: Any, sums: Any) -> Any:
     for block in range(t.blocks):
         count, length = _extent(t, block)
         for start in range(0, length, t.channels):
-            here = block * 3 * t.width + start
+            shift, rest = _part(t, sums, block, 0, start), _part(t, sums, block, 1, start)
             for c in range(t.channels):
-                total[c] += count * np.float64(sums[here + c]) + sums[here + c + t.width]
+                total[c] += count * np.float64(shift[c]) + np.float64(rest[c])
     return total / t.count
+
+
+@njit
+def _part(t: Any, sums: Any, block: Any, which: Any, start: Any) -> Any:
+    """Return one of a block's sums for each channel, a view whose plain indices vectorise."""
+    here = (block * 3 + which) * t.width + start
+    return sums[here : here + t.channels]
 
 
 @njit
@@ -63,11 +72,13 @@ def _squares(t: Any, sums: Any, means: Any) -> Any:
     for block in range(t.blocks):
         count, length = _extent(t, block)
         for start in range(0, length, t.channels):
-            here = block * 3 * t.width + start
+            shift, total_rest = _part(t, sums, block, 0, start), _part(t, sums, block, 1, start)
+            squares = _part(t, sums, block, 2, start)
+            share = 1.0 / count
             for c in range(t.channels):
-                rest = np.float64(sums[here + c + t.width]) / count
-                apart = np.float64(sums[here + c]) + rest - means[c]
-                inside = np.float64(sums[here + c + 2 * t.width]) - count * rest * rest
+                rest = np.float64(total_rest[c]) * share
+                apart = np.float64(shift[c]) + rest - means[c]
+                inside = np.float64(squares[c]) - count * rest * rest
                 total[c] += inside + count * apart * apart
     return total
 
@@ -166,8 +177,8 @@ def _products(t: Any, sums: Any) -> Any:
     for block in range(t.blocks):
         _, length = _extent(t, block)
         for start in range(0, length, t.channels):
-            here = block * 3 * t.width + start
+            dz, dzx = _part(t, sums, block, 0, start), _part(t, sums, block, 1, start)
             for c in range(t.channels):
-                totals[c] += sums[here + c]
-                products[c] += sums[here + c + t.width]
+                totals[c] += dz[c]
+                products[c] += dzx[c]
     return totals, products

@@ -15,7 +15,7 @@ import numba
 from numba import cfunc, types
 from numba.extending import overload
 
-from gammabeta.norm.kernels.native import channels, planes, pooled, rows
+from gammabeta.norm.kernels.native import channels, planes, pooled, rows, sequence
 from gammabeta.norm.kernels.native.task import POINTER
 from gammabeta.norm.kernels.native.variant import Variant
 
@@ -26,6 +26,7 @@ LOOPS: dict[str, Any] = {
         (planes, ("statistics", "forward", "reduce", "backward")),
         (pooled, ("forward", "reduce", "backward")),
         (channels, ("combine", "given", "again", "slopes")),
+        (sequence, ("conduct",)),
     )
     for name in names
 }

@@ -22,7 +22,7 @@ _SIZES = (
 _ADDRESSES = (
     *("x", "residual", "y", "dy", "dx", "dresidual", "codes", "partial", "coefficients"),
     *("saved", "mean", "var", "weight", "bias", "dweight", "dbias", "recover"),
-    *("running_mean", "running_var"),
+    *("running_mean", "running_var", "batches"),
 )
 _NUMBERS = ("eps", "slope", "recover_ratio", "momentum")
 
@@ -87,6 +87,12 @@ def floats(address: Any, size: Any) -> Any:
 def doubles(address: Any, size: Any) -> Any:
     """Return an array of float64."""
     return carray(_pointer(address, types.float64), (size,))
+
+
+@njit
+def words(address: Any, size: Any) -> Any:
+    """Return an array of int64."""
+    return carray(_pointer(address, types.int64), (size,))
 
 
 @njit
