@@ -130,14 +130,14 @@ for h, w, c in itertools.product([1, 2, 3, 6], [1, 3, 5], [1, 16, 19]):
     run((2, c, h + 1, w + 1), "rows", "relu", pool=2)
 """
 WRONG = """
-from gammabeta.norm.kernels import fused
-cut = fused._cut_rows
+from gammabeta.norm.kernels import program
+cut = program._cut_rows
 
 def too_far(task):
     cut(task)
     task.rows += 1
 
-fused._cut_rows = too_far
+program._cut_rows = too_far
 run((64, 64), "rows", "relu")
 """
 OUTSIDE = "a kernel reached outside its memory"

@@ -16,13 +16,13 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.testing._internal.two_tensor import TwoTensor
 
 from gammabeta import BatchNorm2d, BatchNormAct2d, GammabetaError, batch_norm
-from gammabeta.norm.kernels import autograd, cpu
+from gammabeta.norm.kernels import cpu, operator
 from kernel_helpers import BF16, F32, LAYOUTS, MODES, inputs_of, laid
 from norm_helpers import assert_same, fill, randn, with_gradients
 
 X = randn(4, 20, 6, 6)
 CL = torch.channels_last
-OPERATORS = autograd.torch.ops.gammabeta  # defined by that module
+OPERATORS = operator.torch.ops.gammabeta  # defined by that module
 REFUSED = {
     "float64": (lambda: (X.double(), {}), "torch.float64, not float32 or bfloat16"),
     "float16": (lambda: (X.half(), {}), "torch.float16, not float32 or bfloat16"),

@@ -59,9 +59,10 @@ class _BatchNormAct(nn.Module):
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:  # noqa: A002
         """Return the activated output for an input and a residual of the same shape."""
-        if type(self.bn) is self._norm and not _has_hooks(self.bn):
-            return self.bn.forward_with(input, residual, self.epilogue)
-        return self.epilogue(self.bn(input), residual)
+        bn = self.bn
+        if type(bn) is self._norm and not _has_hooks(bn):
+            return bn.forward_with(input, residual, self.epilogue)
+        return self.epilogue(bn(input), residual)
 
     def extra_repr(self) -> str:
         """Name what follows the batch norm."""

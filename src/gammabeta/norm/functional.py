@@ -206,7 +206,8 @@ def normalize(
             for part, added in _parts(x, residual, virtual_batch_size)
         ]
         y = torch.cat([part for part, _, _ in parts])
-        means, variances = [part[1] for part in parts], [part[2] for part in parts]
+        means = [mean for _, mean, _ in parts if mean is not None]
+        variances = [var for _, _, var in parts if var is not None]
     if stats is None or x.numel() == 0:
         return y, stats
     if count is not None:

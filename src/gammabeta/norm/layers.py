@@ -105,23 +105,23 @@ def _forward(layer: _Layer, x: Tensor, residual: Tensor | None, epilogue: Epilog
     the traced model changes its mode as one of torch's layers would.
     """
     check_dims(x, layer._dims)
-    mean, var, training = layer.running_mean, layer.running_var, layer.training
+    training = layer.training
+    mean, var, batches, weight, bias = _tensors(layer)
     stats = None if mean is None or var is None else Stats(mean, var)
     count = None
     if training and stats is not None:
         if not (layer.track_running_stats and updates_allowed()):
             stats = None
         elif x.numel():
-            count = layer.num_batches_tracked
+            count = batches
     weighs: float | Tensor | None = layer.momentum
     if weighs is None:  # the average of all batches, of which this one is counted first
-        weighs = 0.0 if count is None else batch_weight(None, count.add_(1), mean)
-        count = None
+        weighs, count = _share(count, mean), None
     y, _ = normalize(
         x,
         stats,
-        layer.weight,
-        layer.bias,
+        weight,
+        bias,
         training,
         weighs,
         layer.eps,
@@ -133,6 +133,24 @@ def _forward(layer: _Layer, x: Tensor, residual: Tensor | None, epilogue: Epilog
         count=count,
     )
     return y
+
+
+def _tensors(layer: _Layer) -> tuple[Tensor | None, ...]:
+    """Return running mean, variance and count, γ and β, without a look-up of its own for each."""
+    try:
+        own, kept = layer._parameters, layer._buffers
+        stats = kept["running_mean"], kept["running_var"], kept["num_batches_tracked"]
+        return *stats, own["weight"], own["bias"]
+    except KeyError:  # parametrized, or plain attributes, as a replica has them
+        stats = layer.running_mean, layer.running_var, layer.num_batches_tracked
+        return *stats, layer.weight, layer.bias
+
+
+def _share(count: Tensor | None, like: Tensor | None) -> float | Tensor:
+    """Count a batch, and return what it weighs among all."""
+    if count is None or like is None:
+        return 0.0
+    return batch_weight(None, count.add_(1), like)
 
 
 def check_dims(x: Tensor, dims: tuple[int, ...]) -> None:

@@ -1,107 +1,118 @@
-"""The fused kernels as functions that autograd, ``torch.compile`` and double backward know.
+"""The fused kernels as a function that autograd and double backward know.
 
 First derivatives come from kernels. Where a derivative is itself to be differentiated, it is
 computed by torch's own operators instead, from the eager composite.
-
-``torch.ops.gammabeta.batch_norm`` is the same as an operator, one node of a compiled graph.
-Called directly it would cost some 30 microseconds more than :class:`FusedBatchNorm`.
 """
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from gammabeta.norm.activation import Epilogue
 from gammabeta.norm.kernels import eager, layout
-from gammabeta.norm.kernels.fused import Plan, backward, forward, pooled_size
-from gammabeta.norm.kernels.native.variant import APART, MASKED
+from gammabeta.norm.kernels.fused import backward, forward
+from gammabeta.norm.kernels.native.variant import APART
+from gammabeta.norm.kernels.program import Plan, plan_of
 from gammabeta.norm.kernels.tracing import watched
 
 
 class FusedBatchNorm(torch.autograd.Function):
     """pool(act(BN(x) + residual)), with mean and variance computed, or given for eval mode.
 
-    Takes ``(x, weight, bias, residual, mean, var, eps, activation, slope, pool, running)`` and
-    returns ``(y, mean, unbiased variance)``; the last two are None if ``running`` statistics and
-    their momentum were given, which are then moved.
+    Takes ``(x, weight, bias, residual, mean, var, plan, running)`` and returns ``(y, mean,
+    unbiased variance)``; the last two are None if ``running`` statistics are given, which are then
+    moved. x must lie as the plan's family says.
     """
 
     @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        residual: Tensor | None,
+        mean: Tensor | None,
+        var: Tensor | None,
+        plan: Plan,
+        running: tuple[Tensor, Tensor, float, Tensor | None] | None,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Compute, and save what backward needs."""
-        outputs = _forward(*inputs)
-        _save(ctx, inputs[:-1], outputs)
-        y, mean, var = outputs[:3]
+        ctx.plan, ctx.added, ctx.constant = plan, residual is not None, mean is not None
+        added = None if residual is None else layout.laid(residual, plan.lie)
+        vectors = as_vector(weight), as_vector(bias), added, as_vector(mean), as_vector(var)
+        y, mean, var, saved, codes = forward(plan, x, *vectors, running)
+        kept = None if plan.activation in APART else residual  # the codes tell what it led to
+        ctx.witness, output = kept_output(y) if plan.pool else (None, None)
+        ctx.save_for_backward(x, weight, bias, kept, output, saved, codes)
+        ctx.set_materialize_grads(False)
         if mean is not None:
             ctx.mark_non_differentiable(mean, var)
         return y, mean, var
 
     @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dy: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         """Return the gradients of x, weight, bias and residual."""
-        return *_backward(ctx, *grads), None
+        if dy is None:
+            return (None,) * 8
+        if torch.is_grad_enabled() or watched() or is_batched(dy):
+            grads = composite(ctx, dy, create_graph=torch.is_grad_enabled())
+            return *grads, None, None, None, None
+        x, weight, bias, residual, y, saved, codes = ctx.saved_tensors
+        if ctx.witness is not None and not ctx.witness.untouched():
+            y = None
+        needs = ctx.needs_input_grad
+        flags = ctx.added, ctx.constant, needs[0] or needs[3], needs[1] or needs[2]
+        dx, dweight, dbias, dresidual = gradients(
+            ctx.plan, dy, x, weight, bias, residual, y, saved, codes, *flags
+        )
+        return (
+            dx if needs[0] else None,
+            dweight if needs[1] else None,
+            dbias if needs[2] else None,
+            dresidual if needs[3] else None,
+            None,
+            None,
+            None,
+            None,
+        )
 
 
-def _forward(
+def fused_batch_norm(
     x: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
     residual: Tensor | None,
     mean: Tensor | None,
     var: Tensor | None,
+    lie: str,
     eps: float,
     activation: str,
     slope: float,
     pool: int,
-    running: tuple[Tensor, Tensor, float, Tensor | None] | None = None,
-) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor, Tensor | None]:
-    plan, x = _plan(x, eps, activation, slope, pool)
-    return forward(
-        plan,
-        x,
-        _vector(weight),
-        _vector(bias),
-        None if residual is None else layout.laid(residual, _lie(plan)),
-        _vector(mean),
-        _vector(var),
-        running,
+    running: tuple[Tensor, Tensor, float, Tensor | None] | None,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Return y, mean and unbiased variance, differentiable; see :class:`FusedBatchNorm`.
+
+    ``lie`` is the layout of x, as ``layout.of`` names it.
+    """
+    plan = plan_of(x.dtype, lie, activation, slope, pool, eps)
+    done: tuple[Tensor, Tensor | None, Tensor | None] = FusedBatchNorm.apply(
+        x, weight, bias, residual, mean, var, plan, running
     )
+    return done
 
 
-def _plan(x: Tensor, eps: float, activation: str, slope: float, pool: int) -> tuple[Plan, Tensor]:
-    """Return how to compute, and x in memory that the loops serve."""
-    lie = layout.of(x)
-    if lie is None or (pool and lie != "rows"):  # a compiler may hand over other memory
-        x = x.contiguous(memory_format=torch.channels_last if pool else torch.contiguous_format)
-        lie = "rows" if pool else "planes"
-    dtype = "bfloat16" if x.dtype == torch.bfloat16 else "float32"
-    return Plan("pooled" if pool else lie, dtype, activation, slope, pool, eps), x
-
-
-def _lie(plan: Plan) -> str:
-    return "planes" if plan.family == "planes" else "rows"
-
-
-def _vector(values: Tensor | None) -> Tensor | None:
+def as_vector(values: Tensor | None) -> Tensor | None:
     """Return values a channel as the loops read them."""
     if values is None or (values.dtype == torch.float32 and values.is_contiguous()):
         return values
     return values.detach().float().contiguous()
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], outputs: tuple[Any, ...]) -> None:
-    x, weight, bias, residual, mean, _, eps, activation, slope, pool = inputs
-    y, _, _, saved, codes = outputs
-    ctx.options = eps, activation, slope, pool
-    ctx.added, ctx.constant = residual is not None, mean is not None
-    kept = None if activation in APART else residual  # the codes tell what it led to
-    ctx.witness, output = None, y if pool else None
-    if pool and not (torch.compiler.is_compiling() or watched() or y.is_inference()):
-        ctx.witness, output = _Witness(y), y.data
-    ctx.save_for_backward(x, weight, bias, kept, output, saved, codes)
+_NOTHING = {dtype: torch.empty(0, dtype=dtype) for dtype in (torch.float32, torch.bfloat16)}
 
 
 class _Witness:
@@ -113,40 +124,28 @@ class _Witness:
 
     def __init__(self, tensor: Tensor) -> None:
         self._alias = tensor.detach()  # shares the counter of writes
-        self._alias.data = tensor.new_empty(0)
+        self._alias.data = _NOTHING[tensor.dtype]
         self._version = tensor._version
 
     def untouched(self) -> bool:
         return self._alias._version == self._version
 
 
-def _is_batched(dy: Tensor) -> bool:
+def kept_output(y: Tensor) -> tuple[_Witness | None, Tensor]:
+    """Return what to save of a pooled output, and what tells whether it was written since."""
+    if torch.compiler.is_compiling() or watched() or y.is_inference():
+        return None, y
+    return _Witness(y), y.data
+
+
+def is_batched(dy: Tensor) -> bool:
     """Tell whether dy is many, as ``autograd.grad(..., is_grads_batched=True)`` makes it."""
     functorch = torch._C._functorch
     return functorch.is_legacy_batchedtensor(dy) or functorch.is_functorch_wrapped_tensor(dy)
 
 
-def _backward(ctx: Any, dy: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-    none = (None,) * 6  # for mean, var and the options
-    if dy is None:
-        return (None,) * 4 + none
-    if not torch.compiler.is_compiling() and (
-        torch.is_grad_enabled() or watched() or _is_batched(dy)
-    ):
-        return *_composite(ctx, dy, create_graph=torch.is_grad_enabled()), *none
-    x, weight, bias, residual, y, saved, codes = ctx.saved_tensors
-    if ctx.witness is not None and not ctx.witness.untouched():
-        y = None
-    needs = ctx.needs_input_grad[:4]
-    flags = ctx.added, ctx.constant, needs[0] or needs[3], needs[1] or needs[2]
-    compiling = torch.compiler.is_compiling()
-    run: Any = torch.ops.gammabeta.batch_norm_backward if compiling else _gradients
-    found = run(dy, x, weight, bias, residual, y, saved, codes, *ctx.options, *flags)
-    kept = [grad if wanted else None for grad, wanted in zip(found, needs, strict=True)]
-    return *kept, *none
-
-
-def _gradients(
+def gradients(
+    plan: Plan,
     dy: Tensor,
     x: Tensor,
     weight: Tensor | None,
@@ -155,27 +154,23 @@ def _gradients(
     y: Tensor | None,
     saved: Tensor,
     codes: Tensor | None,
-    eps: float,
-    activation: str,
-    slope: float,
-    pool: int,
     added: bool,
     constant: bool,
     needs_x: bool,
     needs_affine: bool,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    plan, x = _plan(x, eps, activation, slope, pool)
-    lie = _lie(plan)
+    """Return the gradients; a hook may have moved what was saved to other memory."""
+    lie = plan.lie
     dx, dweight, dbias, dresidual = backward(
         plan,
         layout.laid(dy, lie),
-        x,
-        _vector(weight),
-        _vector(bias),
+        layout.laid(x, lie),
+        as_vector(weight),
+        as_vector(bias),
         None if residual is None else layout.laid(residual, lie),
         None if y is None else layout.laid(y, lie),
         saved,
-        None if codes is None or not codes.numel() else layout.laid(codes, lie),
+        None if codes is None else layout.laid(codes, lie),
         added=added,
         constant=constant,
         needs_x=needs_x,
@@ -185,14 +180,16 @@ def _gradients(
 
 
 def _as(parameter: Tensor | None, grad: Tensor | None) -> Tensor | None:
-    return None if grad is None or parameter is None else grad.to(parameter.dtype)
+    if grad is None or parameter is None:
+        return None
+    return grad if parameter.dtype == torch.float32 else grad.to(parameter.dtype)
 
 
 @torch.enable_grad()
-def _composite(ctx: Any, dy: Tensor, *, create_graph: bool) -> tuple[Tensor | None, ...]:
+def composite(ctx: Any, dy: Tensor, *, create_graph: bool) -> tuple[Tensor | None, ...]:
     """Return the gradients as functions of x, γ, β, the residual and dy."""
     x, weight, bias, residual, _, saved, codes = ctx.saved_tensors
-    eps, activation, slope, pool = ctx.options
+    _, _, activation, slope, pool, eps = ctx.plan
     gated = ctx.added and activation in APART
     tanh = activation == "gelu_tanh"
     name = None if gated or activation == "identity" else activation.removesuffix("_tanh")
@@ -217,71 +214,3 @@ def _composite(ctx: Any, dy: Tensor, *, create_graph: bool) -> tuple[Tensor | No
     if gated and ctx.needs_input_grad[3]:
         grads[3] = dy
     return tuple(grads)
-
-
-_library = torch.library.Library("gammabeta", "DEF")
-_library.define(
-    "batch_norm(Tensor x, Tensor? weight, Tensor? bias, Tensor? residual, Tensor? mean, "
-    "Tensor? var, float eps, str activation, float slope, int pool) "
-    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)"
-)
-_library.define(
-    "batch_norm_backward(Tensor dy, Tensor x, Tensor? weight, Tensor? bias, Tensor? residual, "
-    "Tensor? y, Tensor saved, Tensor codes, float eps, str activation, float slope, int pool, "
-    "bool added, bool constant, bool needs_x, bool needs_affine) "
-    "-> (Tensor, Tensor, Tensor, Tensor)"
-)
-
-
-def _forward_operator(*inputs: Any) -> tuple[Tensor, ...]:
-    y, mean, var, saved, codes = cast("tuple[Tensor, ...]", _forward(*inputs))
-    codes = y.new_empty(0, dtype=torch.uint8) if codes is None else codes
-    given = inputs[4] is not None  # an operator may not return what it was given
-    return y, mean.clone() if given else mean, var.clone() if given else var, saved, codes
-
-
-def _backward_operator(dy: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
-    found = _gradients(dy, *inputs)
-    return tuple(dy.new_empty(0) if grad is None else grad for grad in found)
-
-
-def _forward_shapes(x: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
-    residual, activation, pool = inputs[2], inputs[6], inputs[8]
-    channels = x.shape[1]
-    y = torch.empty_like(x)
-    if pool:
-        size = [pooled_size(pool, s) for s in x.shape[2:]]
-        y = x.new_empty((*x.shape[:2], *size)).to(memory_format=torch.channels_last)
-    coded = pool or (residual is not None and activation in MASKED)
-    return (
-        y,
-        x.new_empty(channels, dtype=torch.float32),
-        x.new_empty(channels, dtype=torch.float32),
-        x.new_empty(2, channels, dtype=torch.float64),
-        torch.empty_like(y, dtype=torch.uint8) if coded else x.new_empty(0, dtype=torch.uint8),
-    )
-
-
-def _backward_shapes(dy: Tensor, x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    weight, bias = rest[:2]
-    added, constant, needs_x, needs_affine = rest[-4:]
-    empty = dy.new_empty(0)
-    affine = needs_affine or (needs_x and not constant)
-    return (
-        torch.empty_like(x) if needs_x else empty,
-        torch.empty_like(weight) if affine and weight is not None else empty,
-        torch.empty_like(bias) if affine and bias is not None else dy.new_empty(0),
-        torch.empty_like(x) if needs_x and added else dy.new_empty(0),
-    )
-
-
-_library.impl("batch_norm", _forward_operator, "CPU")
-_library.impl("batch_norm_backward", _backward_operator, "CPU")
-torch.library.register_fake("gammabeta::batch_norm", _forward_shapes, lib=_library)
-torch.library.register_fake("gammabeta::batch_norm_backward", _backward_shapes, lib=_library)
-torch.library.register_autograd(
-    "gammabeta::batch_norm",
-    _backward,
-    setup_context=lambda ctx, inputs, output: _save(ctx, inputs, output),
-    lib=_library,
-)

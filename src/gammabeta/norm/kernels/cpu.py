@@ -37,31 +37,33 @@ def train(
     if running is not None and not _may_move(running, x):
         running = None
     done = _run(x, weight, bias, residual, (None, None), eps, epilogue, running)
-    if running is not None:
-        written = [t for t in running if isinstance(t, Tensor) and not t.is_inference()]
+    if running is not None and not running[0].is_inference():
+        mean, var, _, batches = running
+        written = (mean, var) if batches is None else (mean, var, batches)
         torch.autograd.graph.increment_version(written)
     return done
 
 
 def _may_move(running: tuple[Tensor, Tensor, float, Tensor | None], x: Tensor) -> bool:
     """Tell whether the compiled code may write the running statistics, and count."""
-    mean, var, _, count = running
-    return (
-        not torch.compiler.is_compiling()
-        and _is_own_floats(mean, x)
-        and _is_own_floats(var, x)
-        and (
-            count is None
-            or (count.dtype == torch.int64 and count.numel() == 1 and count.is_cpu)
-            and _is_plain(count)
+    mean, var, _, batches = running
+    size = x.shape[1:2]
+    if torch.compiler.is_compiling() or not (_is_own(mean, size) and _is_own(var, size)):
+        return False
+    return mean.is_inference() == var.is_inference() and (
+        batches is None
+        or (
+            batches.dtype == torch.int64
+            and batches.numel() == 1
+            and batches.is_cpu
+            and _is_plain(batches)
+            and batches.is_inference() == mean.is_inference()
         )
     )
 
 
-def _is_own_floats(vector: Tensor, x: Tensor) -> bool:
-    return (
-        vector.dtype == torch.float32 and vector.is_contiguous() and _is_channel_vector(vector, x)
-    )
+def _is_own(vector: Tensor, size: torch.Size) -> bool:
+    return _is_channel_vector(vector, size, torch.float32) and vector.is_contiguous()
 
 
 def infer(
@@ -92,16 +94,17 @@ def refusal(
     if residual is not None:
         if residual.shape != x.shape or residual.dtype != x.dtype:
             return f"the residual is {residual.dtype} {tuple(residual.shape)}"
-        if residual.device != x.device or not _is_plain(residual):
+        if not (residual.is_cpu and _is_plain(residual)):
             return f"the residual is a {type(residual).__name__} on {residual.device}"
+    size = x.shape[1:2]
     for vector in (weight, bias, *stats):
-        if vector is not None and not _is_channel_vector(vector, x):
+        if vector is not None and not _is_channel_vector(vector, size, x.dtype):
             return f"a parameter is {vector.dtype} {tuple(vector.shape)} on {vector.device}"
     return None
 
 
 def _input_refusal(x: Tensor) -> str | None:
-    if x.device.type != "cpu":
+    if not x.is_cpu:
         return f"the input is on {x.device}"
     if x.dtype not in _DTYPES:
         return f"the input is {x.dtype}, not float32 or bfloat16"
@@ -119,15 +122,16 @@ def _input_refusal(x: Tensor) -> str | None:
 
 def _is_plain(x: Tensor) -> bool:
     """Tell whether a tensor is its own memory, and no wrapper around others."""
-    return torch.compiler.is_compiling() or (type(x) in _PLAIN and x.layout == torch.strided)
+    if type(x) in _PLAIN and x.layout == torch.strided:
+        return True
+    return torch.compiler.is_compiling()
 
 
-def _is_channel_vector(vector: Tensor, x: Tensor) -> bool:
+def _is_channel_vector(vector: Tensor, size: torch.Size, dtype: torch.dtype) -> bool:
     return (
-        (vector.dtype == torch.float32 or vector.dtype == x.dtype)
-        and vector.dim() == 1
-        and vector.numel() == x.shape[1]
-        and vector.device == x.device
+        (vector.dtype == torch.float32 or vector.dtype == dtype)
+        and vector.shape == size
+        and vector.is_cpu
         and _is_plain(vector)
     )
 
@@ -140,14 +144,14 @@ def unavailable() -> str | None:
 
 
 @cache
-def _function() -> Callable[..., tuple[Tensor, ...]] | str:
+def _function() -> Callable[..., tuple[Tensor, Tensor | None, Tensor | None]] | str:
     """Import what needs Numba, and return why if that fails: gammabeta works without it."""
     try:
-        from gammabeta.norm.kernels.autograd import FusedBatchNorm
+        from gammabeta.norm.kernels import operator as operator  # registers it
+        from gammabeta.norm.kernels.autograd import fused_batch_norm
     except ImportError as error:
         return f"Numba cannot be imported ({error})"
-    apply: Callable[..., tuple[Tensor, ...]] = FusedBatchNorm.apply
-    return apply
+    return fused_batch_norm
 
 
 def _run(
@@ -160,25 +164,26 @@ def _run(
     epilogue: Epilogue,
     running: tuple[Tensor, Tensor, float, Tensor | None] | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    pool = epilogue.pool
-    if pool and not _pools_here(x, residual, epilogue):
-        pool = None
-    compiling = torch.compiler.is_compiling()
-    call: Any = torch.ops.gammabeta.batch_norm if compiling else _function()
+    lie = layout.of(x)
+    pool = epilogue.pool if _pools(x, lie, residual, epilogue) else None
     options = eps, _name(epilogue), epilogue.negative_slope, pool or 0
-    last = () if compiling else (running,)
-    y, mean, var, *_ = call(x, weight, bias, residual, *given, *options, *last)
+    if torch.compiler.is_compiling():
+        recorded = torch.ops.gammabeta.batch_norm
+        y, mean, var, *_ = recorded(x, weight, bias, residual, *given, *options)
+    else:
+        call: Any = _function()
+        y, mean, var = call(x, weight, bias, residual, *given, lie, *options, running)
     return (y if pool == epilogue.pool else epilogue.pool_only(y)), mean, var
 
 
-def _pools_here(x: Tensor, residual: Tensor | None, epilogue: Epilogue) -> bool:
+def _pools(x: Tensor, lie: str | None, residual: Tensor | None, epilogue: Epilogue) -> bool:
     """Tell whether a kernel pools as well: channels-last, with nothing in between but a ReLU."""
-    smallest = 2 if epilogue.pool == 2 else 1
     return (
-        residual is None
+        epilogue.pool is not None
+        and lie == "rows"
+        and residual is None
         and epilogue.activation in _COMMUTING
-        and layout.of(x) == "rows"
-        and min(x.shape[2:]) >= smallest
+        and min(x.shape[2:]) >= (2 if epilogue.pool == 2 else 1)
     )
 
 

@@ -20,13 +20,13 @@ class Running(NamedTuple):
     Args:
         mean: (C,), and so is ``var``.
         momentum: Weight of the new batch.
-        count: How many batches they saw, to be raised by one, or None.
+        batches: How many they saw, to be raised by one, or None.
     """
 
     mean: Tensor
     var: Tensor
     momentum: float
-    count: Tensor | None
+    batches: Tensor | None
 
 
 class Kernel(Protocol):
