@@ -41,9 +41,8 @@ class FusedBatchNorm(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Compute, and save what backward needs."""
         ctx.plan, ctx.added, ctx.constant = plan, residual is not None, mean is not None
-        added = None if residual is None else layout.laid(residual, plan.lie)
-        vectors = as_vector(weight), as_vector(bias), added, as_vector(mean), as_vector(var)
-        y, mean, var, saved, codes = forward(plan, x, *vectors, running)
+        done = compute(x, weight, bias, residual, mean, var, plan, running)
+        y, mean, var, saved, codes = done
         kept = None if plan.activation in APART else residual  # the codes tell what it led to
         ctx.witness, output = kept_output(y) if plan.pool else (None, None)
         ctx.save_for_backward(x, weight, bias, kept, output, saved, codes)
@@ -99,10 +98,28 @@ def fused_batch_norm(
     ``lie`` is the layout of x, as ``layout.of`` names it.
     """
     plan = plan_of(x.dtype, lie, activation, slope, pool, eps)
-    done: tuple[Tensor, Tensor | None, Tensor | None] = FusedBatchNorm.apply(
-        x, weight, bias, residual, mean, var, plan, running
-    )
+    inputs = x, weight, bias, residual, mean, var, plan, running
+    if not torch.is_grad_enabled():  # spares a third of a call on a tiny tensor
+        y, mean, var, _, _ = compute(*inputs)
+        return y, mean, var
+    done: tuple[Tensor, Tensor | None, Tensor | None] = FusedBatchNorm.apply(*inputs)
     return done
+
+
+def compute(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    mean: Tensor | None,
+    var: Tensor | None,
+    plan: Plan,
+    running: tuple[Tensor, Tensor, float, Tensor | None] | None = None,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor, Tensor | None]:
+    """Return what ``fused.forward`` does, for a residual and parameters of any layout and dtype."""
+    added = None if residual is None else layout.laid(residual, plan.lie)
+    vectors = as_vector(weight), as_vector(bias), added, as_vector(mean), as_vector(var)
+    return forward(plan, x, *vectors, running)
 
 
 def as_vector(values: Tensor | None) -> Tensor | None:

@@ -13,13 +13,12 @@ from torch import Tensor
 
 from gammabeta.norm.kernels import layout
 from gammabeta.norm.kernels.autograd import (
-    as_vector,
     composite,
+    compute,
     gradients,
     is_batched,
     kept_output,
 )
-from gammabeta.norm.kernels.fused import forward
 from gammabeta.norm.kernels.native.variant import APART, MASKED
 from gammabeta.norm.kernels.program import Plan, plan_of, pooled_size
 from gammabeta.norm.kernels.tracing import watched
@@ -43,15 +42,14 @@ def _forward_operator(
     weight: Tensor | None,
     bias: Tensor | None,
     residual: Tensor | None,
-    mean: Tensor | None,
-    var: Tensor | None,
+    given_mean: Tensor | None,
+    given_var: Tensor | None,
     *options: Any,
 ) -> tuple[Tensor, ...]:
     plan, x = _planned(x, *options)
-    added = None if residual is None else layout.laid(residual, plan.lie)
-    vectors = as_vector(weight), as_vector(bias), added, as_vector(mean), as_vector(var)
-    y, mean, var, saved, codes = forward(plan, x, *vectors)
-    if vectors[-1] is not None:  # an operator may not return what it was given
+    done = compute(x, weight, bias, residual, given_mean, given_var, plan)
+    y, mean, var, saved, codes = done
+    if given_mean is not None:  # an operator may not return what it was given
         mean, var = _copy(mean), _copy(var)
     codes = y.new_empty(0, dtype=torch.uint8) if codes is None else codes
     return cast("tuple[Tensor, ...]", (y, mean, var, saved, codes))
