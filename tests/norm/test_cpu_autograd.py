@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from gammabeta import BatchNormAct2d, batch_norm
+from gammabeta import BatchNorm2d, BatchNormAct2d, batch_norm
 from kernel_helpers import BF16, DTYPES, LAYOUTS, MODES, fused, inputs_of, laid
 from norm_helpers import ACTIVATIONS, assert_same, randn, reference, running, with_gradients
 
@@ -265,3 +265,24 @@ def test_inference_mode_serves_pooled_layers(training, made_in):
     with torch.inference_mode():
         torch.testing.assert_close(layer(x), twin(x))
     torch.testing.assert_close(layer.state_dict(), twin.state_dict())
+
+
+def test_buffers_that_the_kernel_writes_are_seen_as_written():
+    layer = BatchNorm2d(3, backend="numba")
+    versions = {name: buffer._version for name, buffer in layer.named_buffers()}
+    leaf = torch.ones(3, requires_grad=True)
+    product = (leaf * layer.running_mean).sum()  # saves the buffer for backward
+    layer(randn(4, 3, 5, 5))
+    assert layer.num_batches_tracked == 1
+    assert all(buffer._version > versions[name] for name, buffer in layer.named_buffers())
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        product.backward()
+
+
+def test_a_refused_batch_is_not_counted():
+    layer = BatchNorm2d(3)
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        layer(randn(1, 3, 1, 1))
+    assert layer.num_batches_tracked == 0
+    layer(randn(4, 3, 5, 5))
+    assert layer.num_batches_tracked == 1
