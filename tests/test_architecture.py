@@ -22,12 +22,14 @@ LEVELS = {
     "gammabeta.data": 1,
     "gammabeta.norm": 2,
     "gammabeta.models": 3,
+    "gammabeta.probe": 3,
     "gammabeta.surgery": 3,
     "gammabeta.testing": 3,
     "gammabeta.training": 4,
     "gammabeta.bench": 5,
-    "gammabeta.cli": 6,
-    "gammabeta.__main__": 7,
+    "gammabeta.insight": 6,
+    "gammabeta.cli": 7,
+    "gammabeta.__main__": 8,
 }
 
 
@@ -88,4 +90,5 @@ def test_importing_the_package_loads_nothing_heavy():
     code = "import gammabeta, sys; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     heavy = {"torch", "torchvision", "sklearn", "matplotlib", "PIL", "numpy", "typer", "rich"}
+    heavy |= {"jinja2", "numba", "plotly"}
     assert not heavy & set(done.stdout.split())

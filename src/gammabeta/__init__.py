@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from gammabeta.errors import GammabetaError
+    from gammabeta.insight.compare import compare
+    from gammabeta.insight.explain import explain
     from gammabeta.models import Net
     from gammabeta.norm.act import BatchNormAct1d, BatchNormAct2d, BatchNormAct3d
     from gammabeta.norm.functional import batch_norm, batch_norm_and_stats
@@ -48,7 +50,9 @@ __all__ = [
     "accelerate",
     "batch_norm",
     "batch_norm_and_stats",
+    "compare",
     "convert",
+    "explain",
     "freeze",
     "no_stats_update",
     "param_groups",
@@ -57,6 +61,8 @@ __all__ = [
 
 _NAMES_OF = {
     "gammabeta.errors": ["GammabetaError"],
+    "gammabeta.insight.compare": ["compare"],
+    "gammabeta.insight.explain": ["explain"],
     "gammabeta.models": ["Net"],
     "gammabeta.norm.act": [f"BatchNormAct{d}d" for d in (1, 2, 3)],
     "gammabeta.norm.functional": ["batch_norm", "batch_norm_and_stats"],

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from gammabeta import __version__
-from gammabeta.cli import bench, conformance, evaluate, predict, train
+from gammabeta.cli import bench, compare, conformance, evaluate, explain, predict, train
 from gammabeta.errors import GammabetaError
 
 app = typer.Typer(
@@ -25,6 +25,8 @@ app = typer.Typer(
 app.command("train")(train.train)
 app.command("evaluate")(evaluate.evaluate)
 app.command("predict")(predict.predict)
+app.command("explain")(explain.explain)
+app.command("compare")(compare.compare)
 app.command("conformance")(conformance.conformance)
 app.command("bench")(bench.bench)
 

@@ -46,7 +46,7 @@ class Survey:
         for norm in self.norms.values():
             if is_timm_norm(norm):
                 self._take_timm(norm)
-        for path, module in _owners(model):
+        for path, module in owners(model):
             self._take(path, module)
 
     def outcome(self, path: str) -> tuple[bool, str]:
@@ -160,7 +160,7 @@ def why_not(norm: nn.Module) -> str | None:
     return None if kind in _PLAIN else f"{kind.__name__} may do more than a batch norm"
 
 
-def _owners(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def owners(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Yield the modules that have a batch norm below them and a forward that may call it."""
     paths = [p for p, m in model.named_modules(remove_duplicate=False) if is_batch_norm(m)]
     above = {p.rsplit(".", i)[0] if i <= p.count(".") else "" for p in paths

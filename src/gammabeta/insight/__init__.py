@@ -1,0 +1,1 @@
+"""Pages that show what batch norm does: to one model, and to a training."""

@@ -1,0 +1,1 @@
+"""The numbers behind an explanation, each measured on a real model."""
