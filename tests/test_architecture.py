@@ -25,7 +25,9 @@ LEVELS = {
     "gammabeta.probe": 3,
     "gammabeta.surgery": 3,
     "gammabeta.testing": 3,
+    "gammabeta.population": 4,
     "gammabeta.training": 4,
+    "gammabeta.deploy": 5,
     "gammabeta.bench": 5,
     "gammabeta.insight": 6,
     "gammabeta.cli": 7,
@@ -90,5 +92,5 @@ def test_importing_the_package_loads_nothing_heavy():
     code = "import gammabeta, sys; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     heavy = {"torch", "torchvision", "sklearn", "matplotlib", "PIL", "numpy", "typer", "rich"}
-    heavy |= {"jinja2", "numba", "plotly"}
+    heavy |= {"jinja2", "numba", "plotly", "onnx", "onnxruntime", "onnxscript", "greenlet"}
     assert not heavy & set(done.stdout.split())

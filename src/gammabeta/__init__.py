@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     )
     from gammabeta.norm.renorm import BatchRenorm1d, BatchRenorm2d, BatchRenorm3d
     from gammabeta.norm.updates import no_stats_update
+    from gammabeta.population import recalibrate
     from gammabeta.surgery.accelerate import accelerate
     from gammabeta.surgery.convert import convert
     from gammabeta.surgery.freeze import freeze, unfreeze
@@ -56,6 +57,7 @@ __all__ = [
     "freeze",
     "no_stats_update",
     "param_groups",
+    "recalibrate",
     "unfreeze",
 ]
 
@@ -69,6 +71,7 @@ _NAMES_OF = {
     "gammabeta.norm.layers": [f"{lazy}BatchNorm{d}d" for lazy in ("", "Lazy") for d in (1, 2, 3)],
     "gammabeta.norm.renorm": [f"BatchRenorm{d}d" for d in (1, 2, 3)],
     "gammabeta.norm.updates": ["no_stats_update"],
+    "gammabeta.population": ["recalibrate"],
     "gammabeta.surgery.accelerate": ["accelerate"],
     "gammabeta.surgery.convert": ["convert"],
     "gammabeta.surgery.freeze": ["freeze", "unfreeze"],

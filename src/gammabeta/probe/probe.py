@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -50,14 +50,13 @@ def probe(model: nn.Module, keep: Keep = copied) -> Iterator[Record]:
         >>> model[1].num_batches_tracked, model[0].weight.grad
         (tensor(0), None)
     """
-    _refuse(model)
-    targets = list(_targets(model))
-    record = Record([path for path, _, _ in targets])
+    refuse(model)
+    watched = list(targets(model))
+    record = Record([path for path, _, _ in watched])
     with ExitStack() as stack:
-        if "torch._dynamo" in sys.modules:  # compiled code would not run the hooks
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(not_compiled())
         stack.enter_context(untouched(model))
-        for target in targets:
+        for target in watched:
             for handle in Watch(record, keep, *target).attach():
                 stack.callback(handle.remove)
         yield record
@@ -73,7 +72,22 @@ def is_batch_norm(module: nn.Module) -> bool:
     return isinstance(module, _NormBase) and not isinstance(module, _InstanceNorm | _BatchRenorm)
 
 
-def _refuse(model: nn.Module) -> None:
+@contextmanager
+def not_compiled() -> Iterator[None]:
+    """Run compiled models as they were written: compiled code would not run new hooks."""
+    if "torch._dynamo" not in sys.modules:
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+def refuse(model: nn.Module) -> None:
+    """Raise for a model that hides its layers, or has none yet.
+
+    Raises:
+        GammabetaError: If the model holds lazy or scripted modules.
+    """
     for path, module in model.named_modules():
         where = f"{path or 'the model'} ({type(module).__name__})"
         if isinstance(module, torch.jit.ScriptModule):
@@ -85,12 +99,17 @@ def _refuse(model: nn.Module) -> None:
             raise GammabetaError(f"{where} is lazy: run the model once on a batch, then look at it")
 
 
-def _targets(model: nn.Module) -> Iterator[tuple[str, nn.Module, Any]]:
-    """Yield the path, the module to watch, and the batch norm of each."""
+def targets(
+    model: nn.Module, wanted: Callable[[nn.Module], bool] = is_batch_norm
+) -> Iterator[tuple[str, nn.Module, Any]]:
+    """Yield the path, the module to watch, and the batch norm of each.
+
+    The three differ where a ``BatchNormAct`` computes its batch norm in the same call.
+    """
     inside = set()
     for path, module in model.named_modules():
         if isinstance(module, _BatchNormAct) and type(module.bn) is module._norm:
             inside.add(id(module.bn))
             yield path, module, module.bn
-        elif is_batch_norm(module) and id(module) not in inside:
+        elif wanted(module) and id(module) not in inside:
             yield path, module, module

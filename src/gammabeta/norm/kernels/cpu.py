@@ -20,6 +20,8 @@ from gammabeta.norm.kernels.tracing import watched
 
 _DTYPES = (torch.float32, torch.bfloat16)
 _PLAIN = (Tensor, torch.nn.Parameter)
+_NO_EPS = 1e-300
+"""An ε that is lost beside any variance, and stands in for one of nought."""
 _COMMUTING = (None, "relu")
 """Activations before which a kernel may pool."""
 
@@ -78,6 +80,16 @@ def infer(
 ) -> Tensor:
     """Normalise with given statistics; see ``registry.Kernel``."""
     return _run(x, weight, bias, residual, (mean, var), eps, epilogue)[0]
+
+
+def measure(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and biased variance, float64 (C,), of what :func:`refusal` does not refuse."""
+    from gammabeta.norm.kernels import fused
+    from gammabeta.norm.kernels.program import plan_of
+
+    plan = plan_of(x.dtype, layout.of(x) or "planes", "identity", 0.01, 0, _NO_EPS)
+    mean, inverse = fused.measure(plan, x.detach())
+    return mean, inverse.square().reciprocal() - _NO_EPS
 
 
 def refusal(

@@ -60,6 +60,27 @@ def forward(
     return y, mean, var, saved, codes
 
 
+def measure(plan: Plan, x: Tensor) -> Tensor:
+    """Return mean and 1 / √(biased variance + ε), float64 (2, C).
+
+    Args:
+        plan: Whose ε is meant; nothing follows.
+        x: (N, C, *), dense in the layout of the plan's family.
+    """
+    p = program(plan, x.shape, False, False)
+    run = p.borrow()
+    saved = torch.empty((2, x.shape[1]), dtype=torch.float64, device="cpu")
+    scratch = _lend(run)
+    task = run.sums
+    task.x, task.saved = x.data_ptr(), saved.data_ptr()
+    task.weight = task.bias = task.mean = task.var = 0
+    _move(task, None)
+    run.measure()
+    _scratch.append(scratch)
+    p.give_back(run)
+    return saved
+
+
 def _move(task: Task, running: tuple[Tensor, Tensor, float, Tensor | None] | None) -> None:
     """Tell which running statistics are to be moved."""
     if running is None:

@@ -151,6 +151,12 @@ class Run:
         return Sequence([*steps, (p.loop("forward"), task)], task.size)
 
     @cached_property
+    def measure(self) -> Sequence:
+        """Statistics alone."""
+        steps = [(self._program.statistics(), self.sums), (_COMBINE, self.sums)]
+        return Sequence(steps, self.task.size)
+
+    @cached_property
     def reduce(self) -> Sequence:
         """The gradients of γ and β, and what the mean and the variance add to that of x."""
         p, task = self._program, self.task
