@@ -1,8 +1,9 @@
 """Where the tensors stay that batches hold while they wait: in memory, and beyond it on disk.
 
-A tensor goes to disk by being copied into a mapped file that has no name any more; the tensor
-object itself then lies there, for everybody who holds it, and is paged in when it is next read.
-The file's space is free again when the last tensor in it is gone, or the process.
+What is sooner computed again than written and read back is not kept at all. A tensor goes to disk
+by being copied into a mapped file that has no name any more; the tensor object itself then lies
+there, for everybody who holds it, and is paged in when it is next read. The file's space is free
+again when the last tensor in it is gone, or the process.
 """
 
 from __future__ import annotations
@@ -25,16 +26,23 @@ _ARENA = 1 << 28
 """Bytes of a file; each serves many tensors, for the system's mappings are limited."""
 _ALIGNMENT = 64
 _SMALLEST_BUDGET = 1 << 30
+_DISK_RATE = 3e8
+"""Bytes a second to write and read back, as a cloud disk or a SATA drive does it. A wrong guess
+costs time and nothing else."""
 
 
 class Parked:
     """What one batch holds.
 
+    Args:
+        keep: Tensors that stay where they are: the user's.
+
     Attributes:
         in_memory: Bytes that count against the budget while it waits.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, keep: Iterable[Tensor] = ()) -> None:
+        self._keep = {tensor.untyped_storage().data_ptr() for tensor in keep}
         self._noted: dict[int, weakref.ref[Tensor]] = {}
         self.in_memory = 0
 
@@ -49,12 +57,12 @@ class Parked:
         alive = {key: tensor for key, ref in self._noted.items() if (tensor := ref()) is not None}
         self._noted = {key: self._noted[key] for key in alive}
         unique = {t.untyped_storage().data_ptr(): t for t in alive.values() if _whole(t)}
-        return list(unique.values())
+        return [t for pointer, t in unique.items() if pointer not in self._keep]
 
 
 def _whole(tensor: Tensor) -> bool:
     """Tell whether a tensor is a dense block that fills its storage, and no buffer of a model."""
-    return (
+    return bool(
         type(tensor) is Tensor
         and tensor.layout == torch.strided
         and not tensor.requires_grad
@@ -70,29 +78,39 @@ class Parking:
 
     Args:
         budget: Bytes; by default a quarter of what the system has available, 1 GiB at least.
-        keep: Tensors that stay where they are: the model's own.
 
     Attributes:
         spilled: Bytes that went to disk so far.
     """
 
-    def __init__(self, budget: int | None = None, keep: Iterable[Tensor] = ()) -> None:
+    def __init__(self, budget: int | None = None) -> None:
         self.budget = _default_budget() if budget is None else budget
         self.spilled = 0
         self._used = 0
-        self._keep = {tensor.data_ptr() for tensor in keep}
         self._arena: Tensor | None = None
         self._free = 0
 
-    def enter(self, parked: Parked) -> None:
-        """Count what a batch holds while it waits, or move it to disk if that is too much."""
-        tensors = [t for t in parked.movable() if t.data_ptr() not in self._keep]
-        parked.in_memory = sum(t.nbytes for t in tensors)
-        if self._used + parked.in_memory > self.budget:
-            for tensor in tensors:
-                tensor.data = self._on_disk(tensor)
-            parked.in_memory = 0
-        self._used += parked.in_memory
+    def enter(self, parked: Parked, cost: float) -> bool:
+        """Keep what a batch holds while it waits, in memory or on disk.
+
+        Args:
+            parked: What it holds.
+            cost: Seconds that it would take to compute it again.
+
+        Returns:
+            Whether it is kept; False if it is better computed again.
+        """
+        tensors = parked.movable()
+        size = sum(t.nbytes for t in tensors)
+        if self._used + size <= self.budget:
+            parked.in_memory = size
+            self._used += size
+            return True
+        if cost < size / _DISK_RATE:
+            return False
+        for tensor in tensors:
+            tensor.data = self._on_disk(tensor)
+        return True
 
     def leave(self, parked: Parked) -> None:
         """Count it no longer: the batch goes on."""

@@ -61,8 +61,8 @@ class Change:
             "calls_per_forward": self.calls,
             **{name: _plain(getattr(self, name)) for name in ("old_mean", "old_var")},
             **{name: _plain(getattr(self, name)) for name in ("mean", "var")},
-            "mean_standard_error": _plain(self.errors and self.errors.mean),
-            "var_standard_error": _plain(self.errors and self.errors.var),
+            "mean_standard_error": _plain(self.errors.mean if self.errors else None),
+            "var_standard_error": _plain(self.errors.var if self.errors else None),
             "mean_distance_in_standard_errors": _plain(self.mean_distance),
             "var_distance_in_standard_errors": _plain(self.var_distance),
         }
@@ -94,8 +94,7 @@ class Recalibration:
 
     def __str__(self) -> str:
         """Return a table, and what was left."""
-        lines = [" ".join(cell.rjust(width) for cell, width in zip(r, _WIDTHS, strict=True)).rstrip()
-                 for r in (_HEADER, *map(_row, self.changes))]  # fmt: skip
+        lines = [_line(cells) for cells in (_HEADER, *map(_row, self.changes))]
         lines += [f"left  {entry.path}: {entry.what}" for entry in self.left]
         return "\n".join([*lines, *(f"note  {note}" for note in self.notes)])
 
@@ -115,6 +114,10 @@ class Recalibration:
 
 _HEADER = ("layer", "values", "mean moved by", "var by", "standard error")
 _WIDTHS = (24, 10, 16, 10, 16)
+
+
+def _line(cells: tuple[str, ...]) -> str:
+    return " ".join(cell.rjust(width) for cell, width in zip(cells, _WIDTHS, strict=True))
 
 
 def _row(change: Change) -> tuple[str, ...]:

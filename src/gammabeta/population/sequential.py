@@ -3,7 +3,8 @@
 A batch norm's statistics are known when all batches have reached it, and only then may any of them
 go on. So every batch's forward runs in a coroutine of its own (a greenlet, since the code between
 two layers is the user's), which waits at the layer with all that it holds until the layer is fixed.
-Each operator runs once for each batch, as in a plain forward, whatever the number of layers.
+Each operator runs once for each batch, as in a plain forward, whatever the number of layers; where
+memory does not suffice for all that waits, some batches are run again from their start instead.
 
 A layer that one forward calls several times cannot be fixed between its own calls. It is normalised
 by each batch's own statistics, and pooled at the end.
@@ -11,9 +12,11 @@ by each batch's own statistics, and pooled at the end.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import chain
+from math import inf
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -80,13 +83,8 @@ def _scout(stations: Sequence[Station], feed: Feed, batch: Any) -> list[tuple[st
             station.normalise_by(moments.mean, moments.var)
 
     with visiting(stations, visit):
-        feed.call(_copied(batch))
+        feed.call(tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, batch))
     return list(calls.items())
-
-
-def _copied(batch: Any) -> Any:
-    """Return a batch whose tensors are nobody else's: a model may write into its input."""
-    return tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, batch)
 
 
 def _in_order(
@@ -102,14 +100,48 @@ def _in_order(
     return [by_path[path] for path in [*met, *(p for p in by_path if p not in met)]]
 
 
-class _Batch(greenlet):
-    """A batch on its way through the model."""
+class _Batch(greenlet):  # type: ignore[misc]
+    """A batch on its way through the model.
 
-    def __init__(self, number: int, run: Callable[[], None]) -> None:
-        super().__init__(run)
-        self.number = number
-        self.at = 0
-        self.parked = Parked()
+    Args:
+        number: From 0.
+        feed: Calls the model.
+        given: What the loader gave; it stays as it is unless the model writes into its input.
+        measured: The layers that have measured this batch already, in an earlier run.
+    """
+
+    def __init__(self, number: int, feed: Feed, given: Any, measured: Iterable[int] = ()) -> None:
+        super().__init__(lambda: feed.call(given))
+        self.number, self.feed, self.given = number, feed, given
+        self.met = list(measured)
+        self.measured = frozenset(measured)
+        self.seconds = 0.0  # that running it again up to here would take
+        inputs = [leaf for leaf in tree_leaves(given) if isinstance(leaf, Tensor)]
+        self.parked = Parked(keep=inputs)
+        self._versions = [(x, x._version) for x in inputs if not x.is_inference()]
+        self.repeatable = len(self._versions) == len(inputs)
+
+    def advance(self) -> None:
+        """Run until the next layer that is not fixed, or to the end."""
+        began = perf_counter()
+        with _modes_of_this_thread():
+            self.switch()
+        self.seconds += perf_counter() - began
+
+    def end(self) -> None:
+        """Drop all that it holds."""
+        with _modes_of_this_thread():
+            self.throw()
+
+    def cost(self) -> float:
+        """Return the seconds that running it again would take; infinite if it must not be."""
+        unchanged = all(x._version == version for x, version in self._versions)
+        return self.seconds if self.repeatable and unchanged else inf
+
+    def again(self) -> _Batch:
+        """End this one, and return another that has yet to start."""
+        self.end()
+        return _Batch(self.number, self.feed, self.given, self.met)
 
 
 class _Line:
@@ -143,16 +175,13 @@ class _Line:
                 yield
             finally:
                 for batch in chain.from_iterable(self.waiting.values()):
-                    batch.throw()
+                    batch.end()
 
     def run(self, batches: Iterator[Any]) -> None:
         """Let all batches go to their first layer, and then on from layer to layer."""
         for number, given in enumerate(batches):
-            own = _copied(given)
-            self._advance(_Batch(number, lambda own=own: self.feed.call(own)))  # type: ignore[misc]
+            self._advance(_Batch(number, self.feed, given))
         while (position := self._fix_next()) is not None:
-            if all(station.fixed for station in self.order):
-                return  # what follows the last layer need not be computed
             ready = self.waiting.setdefault(position, [])
             while ready:
                 self._advance(ready.pop(0))
@@ -161,13 +190,13 @@ class _Line:
     def _advance(self, batch: _Batch) -> None:
         """Let a batch run until it waits again or is done."""
         self.parking.leave(batch.parked)
-        batch.switch()
+        batch.advance()
         if not batch.dead:
-            self.parking.enter(batch.parked)
-            self.waiting.setdefault(batch.at, []).append(batch)
+            kept = self.parking.enter(batch.parked, batch.cost())
+            self.waiting.setdefault(batch.met[-1], []).append(batch if kept else batch.again())
         self.stretches += 1
         batches = max(self.feed.batches, len(self.feed))
-        self.on_batch(self.stretches, batches * len(self.order))
+        self.on_batch(self.stretches, batches * (len(self.order) + 1))
 
     def _fix_next(self) -> int | None:
         """Fix the foremost layer that any batch of any process waits at; None if all are done."""
@@ -184,9 +213,11 @@ class _Line:
         return position
 
     def _stop(self, station: Station, x: Tensor) -> None:
-        """Measure what a batch brings to a layer, and let it wait there until the layer is fixed."""
-        batch = getcurrent()
-        assert isinstance(batch, _Batch)
+        """Measure what a batch brings to a layer; it waits there until the layer is fixed."""
+        batch: _Batch = getcurrent()
+        position = self.position[station.path]
+        if position in batch.measured:
+            return
         if station.fixed:
             raise GammabetaError(
                 f"batch {batch.number}: {station.path or 'the batch norm'} is called after its "
@@ -197,12 +228,12 @@ class _Line:
         station.seen.add(batch.number, moments)
         if station.calls > 1:
             station.normalise_by_batch(moments, batch.number)
+            batch.repeatable = False  # it would be measured twice
             return
         batch.parked.note([x])
-        batch.at = self.position[station.path]
-        modes = _modes()
-        batch.parent.switch()
-        _set_modes(modes)
+        batch.met.append(position)
+        with _modes_of_this_thread():
+            batch.parent.switch()
 
 
 def _inside(module: nn.Module, stations: Sequence[Station]) -> bool:
@@ -226,18 +257,18 @@ def _note(tree: Any) -> None:
         batch.parked.note(leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor))
 
 
-def _modes() -> tuple[Any, ...]:
-    """Return what torch keeps for the thread, and batches that take turns must not share."""
+@contextmanager
+def _modes_of_this_thread() -> Iterator[None]:
+    """Put back what torch keeps for the thread: batches that take turns must not share it."""
+    grad = torch.is_grad_enabled()
     autocast = [
         (device, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device))
         for device in ("cpu", "cuda")
     ]
-    return torch.is_grad_enabled(), autocast
-
-
-def _set_modes(modes: tuple[Any, ...]) -> None:
-    grad, autocast = modes
-    torch.set_grad_enabled(grad)
-    for device, enabled, dtype in autocast:
-        torch.set_autocast_enabled(device, enabled)
-        torch.set_autocast_dtype(device, dtype)
+    try:
+        yield
+    finally:
+        torch.set_grad_enabled(grad)
+        for device, enabled, dtype in autocast:
+            torch.set_autocast_enabled(device, enabled)
+            torch.set_autocast_dtype(device, dtype)

@@ -32,7 +32,7 @@ def measure_together(stations: Sequence[Station], feed: Feed, on_batch: OnBatch)
         station.normalise_by_batch(moments, number)
 
     with visiting(stations, visit):
-        for number, batch in enumerate(feed):  # noqa: B007 (visit reads it)
+        for number, batch in enumerate(feed):
             feed.call(batch)
             on_batch(number + 1, len(feed))
 
