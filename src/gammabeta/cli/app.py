@@ -11,7 +11,16 @@ from typing import Annotated
 import typer
 
 from gammabeta import __version__
-from gammabeta.cli import bench, compare, conformance, evaluate, explain, predict, train
+from gammabeta.cli import (
+    bench,
+    compare,
+    conformance,
+    evaluate,
+    explain,
+    predict,
+    recalibrate,
+    train,
+)
 from gammabeta.errors import GammabetaError
 
 app = typer.Typer(
@@ -27,6 +36,7 @@ app.command("evaluate")(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("explain")(explain.explain)
 app.command("compare")(compare.compare)
+app.command("recalibrate")(recalibrate.recalibrate)
 app.command("conformance")(conformance.conformance)
 app.command("bench")(bench.bench)
 

@@ -5,16 +5,26 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import secrets
+import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 import gammabeta
 from gammabeta import data
 from gammabeta.data.dataset import Dataset, Normalization, Progress
 from gammabeta.errors import GammabetaError, RunError
 from gammabeta.models import Net
-from gammabeta.training.checkpoint import apply_weights, load_weights, write_atomically
+from gammabeta.training.checkpoint import (
+    apply_weights,
+    load_weights,
+    save_model,
+    write_atomically,
+)
 from gammabeta.training.recipe import Recipe
 
 
@@ -124,6 +134,37 @@ class Run:
         apply_weights(model, load_weights(source), source)
         return model
 
+    def copy_with(self, path: Path, model: nn.Module, files: Mapping[str, bytes]) -> Run:
+        """Save another model as a run of its own, with this one's configuration and history.
+
+        The folder appears whole or not at all. It has no training state: what follows a training
+        does not continue it.
+
+        Args:
+            path: The new run's folder.
+            model: Of the run's shape.
+            files: What else goes into the folder, by name.
+
+        Raises:
+            RunError: If the folder already holds anything, or cannot be written.
+        """
+        refuse_occupied(path, training=False)
+        stage = path.parent / f".{secrets.token_hex(8)}"
+        try:
+            stage.mkdir(parents=True)
+            for name in ("config.json", self.metrics.name, self.curves.name):
+                if (self.path / name).exists():
+                    shutil.copyfile(self.path / name, stage / name)
+            for name, content in files.items():
+                (stage / name).write_bytes(content)
+            save_model(stage / self.model.name, model)
+            stage.rename(path)
+        except OSError as error:
+            raise RunError(f"{path}: cannot be made into a run folder: {error.strerror}") from None
+        finally:
+            shutil.rmtree(stage, ignore_errors=True)
+        return Run(path, self.config)
+
 
 def _parse(read: dict[str, Any]) -> Config:
     read["recipe"] = Recipe(**read["recipe"])
@@ -137,14 +178,14 @@ def _parse(read: dict[str, Any]) -> Config:
     return Config(**read)
 
 
-def refuse_occupied(path: Path) -> None:
+def refuse_occupied(path: Path, *, training: bool = True) -> None:
     """Raise a RunError if the path exists and is anything but an empty folder."""
     if path.is_dir() and not any(path.iterdir()):
         return
     if os.path.lexists(path):
+        remedy = f"continue it with --resume {path} or " if training else ""
         raise RunError(
-            f"{path}: already exists and is not overwritten; continue it with --resume {path} or "
-            "choose another --out"
+            f"{path}: already exists and is not overwritten; {remedy}choose another --out"
         )
 
 

@@ -270,6 +270,11 @@ class Trainer:
             )
 
     def _restore(self) -> None:
+        if not self.run.state.exists():
+            raise RunError(
+                f"{self.run.path}: holds a model but no {self.run.state.name}, so there is no "
+                "training to continue; resume the run that it was made from"
+            )
         state = load_state(self.run.state)
         try:
             self.position = Position(**state["position"])
