@@ -6,11 +6,14 @@ in float64) is here an end in itself. Where they do not serve, torch measures in
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import torch
 from torch import Tensor
 
 from gammabeta.errors import GammabetaError
-from gammabeta.moments import Moments
+from gammabeta.moments import Array, Moments
 from gammabeta.norm.kernels import cpu
 
 _CHUNK = 1 << 22
@@ -40,7 +43,7 @@ def channel_moments(x: Tensor) -> Moments:
         return Moments.empty(x.shape[1])
     if cpu.refusal(x, None, None, None) is None:
         found = _moments(x, *cpu.measure(x))
-        if bool(torch.isfinite(torch.from_numpy(found.m2)).all()):
+        if is_finite(found):
             return found  # squares of what float32 holds may exceed float32: look again
     per_sample = max(x.numel() // len(x), 1)
     parts = x.detach().split(max(_CHUNK // per_sample, 1))
@@ -50,9 +53,14 @@ def channel_moments(x: Tensor) -> Moments:
 def _measure(x: Tensor) -> Moments:
     axes = [0, *range(2, x.dim())]
     var, mean = torch.var_mean(x.double(), axes, correction=0)
-    return _moments(x, mean.cpu(), var.cpu())
+    return _moments(x, mean.cpu().numpy(), var.cpu().numpy())
 
 
-def _moments(x: Tensor, mean: Tensor, var: Tensor) -> Moments:
+def _moments(x: Tensor, mean: Array, var: Array) -> Moments:
     count = x.numel() // x.shape[1]
-    return Moments(count, mean.numpy(), var.clamp_(min=0).mul_(count).numpy())
+    return Moments(count, mean, np.maximum(var, 0) * count)
+
+
+def is_finite(moments: Moments) -> bool:
+    """Tell whether no channel held NaN or infinity: a mean that is not finite has no finite M2."""
+    return math.isfinite(moments.m2.sum())

@@ -37,6 +37,7 @@ class Estimate:
         self._blocks: dict[int, Moments] = {}
         self._size = 1  # batches a block
         self._last = -1
+        self._pooled: Moments | None = None
         self._variances, self._measured = np.zeros(channels), 0
 
     def add(self, batch: int, moments: Moments) -> None:
@@ -48,6 +49,7 @@ class Estimate:
         """
         if moments.count == 0:
             return
+        self._pooled = None
         self.batches += batch != self._last
         self._last = batch
         if moments.count > 1:
@@ -75,7 +77,9 @@ class Estimate:
     @property
     def pooled(self) -> Moments:
         """The moments of all values together (the law of total variance, nothing averaged)."""
-        return Moments.merge_all([Moments.empty(self.channels), *self.blocks])
+        if self._pooled is None:
+            self._pooled = Moments.merge_all([Moments.empty(self.channels), *self.blocks])
+        return self._pooled
 
     @property
     def mean_of_variances(self) -> Array:

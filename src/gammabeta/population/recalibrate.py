@@ -113,7 +113,7 @@ def recalibrate(
 @contextmanager
 def _stood_in_for(model: nn.Module) -> Iterator[None]:
     """Run a model in eval mode on stand-ins of its tensors."""
-    with not_compiled(), untouched(model), torch.no_grad():
+    with not_compiled(), untouched(model, parameters=False), torch.no_grad():
         for module in model.modules():
             module.training = False
         yield
@@ -183,9 +183,8 @@ def _array(tensor: Tensor) -> Array:
 
 def _change(station: Station, before: tuple[Array, Array], variance: str) -> Change:
     mean, var = _statistics(station, station.seen, variance)
-    seen = station.seen
-    count = int(seen.pooled.count)
-    return Change(station.path, count, station.calls, *before, mean, var, seen.errors())
+    count, errors = int(station.seen.pooled.count), station.seen.errors()
+    return Change(station.path, count, station.calls, *before, mean, var, errors)
 
 
 def _write(changes: list[tuple[Station, Change]]) -> None:

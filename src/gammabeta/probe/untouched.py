@@ -18,8 +18,12 @@ from torch import Tensor, nn
 
 
 @contextmanager
-def untouched(model: nn.Module) -> Iterator[None]:
+def untouched(model: nn.Module, *, parameters: bool = True) -> Iterator[None]:
     """Let a model run on stand-ins of its tensors, and put back whatever was changed.
+
+    Args:
+        model: The model.
+        parameters: Whether they have stand-ins too; without a backward pass nobody writes them.
 
     Example:
         >>> model = nn.BatchNorm1d(2)
@@ -33,7 +37,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
         made: dict[int, Tensor] = {}
         try:
             for one in held:
-                one.lend(made)
+                one.lend(made, parameters)
             yield
         finally:
             for one in held:
@@ -49,11 +53,13 @@ class _Held:
         self.values = dict(own)
         self.inner = {k: v.copy() for k, v in own.items() if isinstance(v, list | dict | set)}
 
-    def lend(self, made: dict[int, Tensor]) -> None:
+    def lend(self, made: dict[int, Tensor], parameters: bool) -> None:
         """Put stand-ins in place of all tensors; ``made`` keeps shared ones shared."""
         for target in (self.own, *(self.own[k] for k in self.inner)):
             pairs = target.items() if isinstance(target, dict) else enumerate(target)
             for key, value in [] if isinstance(target, set) else list(pairs):
+                if isinstance(value, nn.Parameter) and not parameters:
+                    continue
                 if isinstance(value, Tensor) and value.is_leaf:
                     if id(value) not in made:
                         made[id(value)] = _copy(value)

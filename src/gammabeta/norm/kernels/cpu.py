@@ -10,9 +10,11 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from gammabeta.moments import Array
 from gammabeta.norm.activation import Epilogue
 from gammabeta.norm.kernels import forked as forked
 from gammabeta.norm.kernels import layout
@@ -82,14 +84,15 @@ def infer(
     return _run(x, weight, bias, residual, (mean, var), eps, epilogue)[0]
 
 
-def measure(x: Tensor) -> tuple[Tensor, Tensor]:
+def measure(x: Tensor) -> tuple[Array, Array]:
     """Return mean and biased variance, float64 (C,), of what :func:`refusal` does not refuse."""
     from gammabeta.norm.kernels import fused
     from gammabeta.norm.kernels.program import plan_of
 
     plan = plan_of(x.dtype, layout.of(x) or "planes", "identity", 0.01, 0, _NO_EPS)
-    mean, inverse = fused.measure(plan, x.detach())
-    return mean, inverse.square().reciprocal() - _NO_EPS
+    mean, inverse = fused.measure(plan, x.detach()).numpy()
+    with np.errstate(divide="ignore"):  # of what overflowed, 1 / σ is nought
+        return mean, inverse**-2.0 - _NO_EPS
 
 
 def refusal(
