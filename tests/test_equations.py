@@ -202,6 +202,18 @@ def test_a_folded_layer_computes_what_layer_and_norm_computed(shape):
     np.testing.assert_allclose(folded, want, rtol=1e-12)
 
 
+@pytest.mark.parametrize("shape", [(5, 4), (5, 4, 3), (5, 4, 3, 2)], ids=str)
+def test_a_norm_folded_into_the_next_layer_computes_what_norm_and_layer_computed(shape):
+    _, _, gamma, beta, mean, var = draw((2, 4))
+    rng = np.random.default_rng(2)
+    weight, bias = rng.standard_normal(shape), rng.standard_normal(5)
+    x = rng.standard_normal((3, *shape[1:]))
+    apply = lambda x, w, b: np.tensordot(x, w, (range(1, x.ndim),) * 2) + b  # noqa: E731
+    folded = apply(x, *eq.fold_into_next(weight, bias, mean, var, gamma, beta, EPS))
+    want = apply(eq.batch_norm_eval(x, mean, var, gamma, beta, EPS), weight, bias)
+    np.testing.assert_allclose(folded, want, rtol=1e-12)
+
+
 @pytest.mark.parametrize(
     ("n", "size", "values", "lengths"),
     [

@@ -135,6 +135,28 @@ def fold_linear(
     return folded, _f64(beta) + scale * (_f64(bias) - _f64(mean))
 
 
+def fold_into_next(
+    weight: ArrayLike,
+    bias: ArrayLike,
+    mean: ArrayLike,
+    var: ArrayLike,
+    gamma: ArrayLike = 1.0,
+    beta: ArrayLike = 0.0,
+    eps: float = 1e-5,
+) -> tuple[Array, Array]:
+    """Merge an eval-mode batch norm into the linear map, or unpadded convolution, after it.
+
+    With s = γ / √(var + ε) and t = β − s·mean: W'[o, c, …] = W[o, c, …]·s[c] and
+    b'[o] = b[o] + Σ W[o, c, …]·t[c], over all but o. W is (C_out, C, …), b is (C_out,) or a number.
+    Where a convolution pads with zeros it is not exact: batch norm would make t of them.
+    """
+    weight = _f64(weight)
+    scale = np.broadcast_to(_f64(gamma) / np.sqrt(_f64(var) + eps), weight.shape[1:2])
+    shift = _f64(beta) - scale * _f64(mean)
+    added = (weight * _spread(shift, weight)).sum(axis=tuple(range(1, weight.ndim)))
+    return weight * _spread(scale, weight), _f64(bias) + added
+
+
 class Paths(NamedTuple):
     """The three ways by which x reaches y; ``sum(paths)`` is dx."""
 

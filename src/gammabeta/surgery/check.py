@@ -33,13 +33,33 @@ def outputs(model: nn.Module, inputs: Any) -> list[Tensor]:
         >>> [tuple(y.shape) for y in outputs(model, torch.ones(3, 2))], model.training
         ([(3, 2)], True)
     """
+    return run(model, inputs, evaluate=True)[0]
+
+
+def run(model: nn.Module, inputs: Any, *, evaluate: bool) -> tuple[list[Tensor], bool]:
+    """Do the work of :func:`outputs`, and tell whether the model drew random numbers.
+
+    Args:
+        model: The model.
+        inputs: A tensor, or a tuple of all arguments.
+        evaluate: Run in evaluation mode, and not in the modes that the modules have.
+
+    Raises:
+        GammabetaError: If the model is not initialised yet.
+
+    Example:
+        >>> run(nn.Dropout(0.5), torch.ones(3), evaluate=False)[1]
+        True
+    """
     if any(map(nn.parameter.is_lazy, (*model.parameters(), *model.buffers()))):
         raise GammabetaError("the model has lazy layers: call it once, then pass example_inputs")
     inputs = tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, inputs)
-    with _aside(model), torch.no_grad(), torch.random.fork_rng():
+    with _aside(model, evaluate), torch.no_grad(), torch.random.fork_rng():
         torch.manual_seed(0)
+        before = torch.get_rng_state()
         result = model(*inputs) if isinstance(inputs, tuple) else model(inputs)
-        return [y.clone() for y in _tensors(result)]
+        drew = not torch.equal(before, torch.get_rng_state())
+        return [y.clone() for y in _tensors(result)], drew
 
 
 def difference(expected: list[Tensor], got: list[Tensor]) -> str | None:
@@ -61,12 +81,12 @@ def difference(expected: list[Tensor], got: list[Tensor]) -> str | None:
 
 
 @contextmanager
-def _aside(model: nn.Module) -> Iterator[None]:
+def _aside(model: nn.Module, evaluate: bool) -> Iterator[None]:
     modes = [(m, m.training) for m in model.modules()]
     buffers = [(b, b.clone()) for b in model.buffers()]
     try:
         for m, _ in modes:
-            m.training = False
+            m.training = m.training and not evaluate
         yield
     finally:
         for m, mode in modes:

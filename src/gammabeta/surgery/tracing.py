@@ -1,4 +1,4 @@
-"""Tracing one module's own forward, its children as leaves, and noting what it went by.
+"""Tracing a module's forward, its children as leaves, and noting what it went by.
 
 ``torch.fx`` runs a forward once with stand-ins for tensors. What Python decided on the way is then
 fixed: ``if self.training``, ``if self.drop_rate > 0``, an argument left at its default. So every
@@ -40,13 +40,19 @@ class Trace:
     asked: Asked
 
 
-def trace(module: nn.Module, given: frozenset[str] = frozenset(), kind: type = Tensor) -> Trace:
-    """Trace a module's own forward.
+def trace(
+    module: nn.Module,
+    given: frozenset[str] = frozenset(),
+    kind: type = Tensor,
+    leaf: Callable[[nn.Module], bool] = lambda _: True,
+) -> Trace:
+    """Trace a module's own forward, and those of the modules below it that are no leaves.
 
     Args:
         module: Left exactly as it is.
         given: Arguments with defaults that are tensors now; the others keep their defaults.
         kind: What an argument without a default says it is, if the forward asks: Tensor or list.
+        leaf: Tells whether a module below is one node of the graph; by default every one is.
 
     Raises:
         UntraceableError: If there is no graph that stands for the forward.
@@ -58,7 +64,7 @@ def trace(module: nn.Module, given: frozenset[str] = frozenset(), kind: type = T
     traces = []
     for grad in (True, False):
         with torch.set_grad_enabled(grad), untouched(module):
-            tracer = _Tracer(given, kind)
+            tracer = _Tracer(given, kind, leaf)
             try:
                 graph = tracer.trace(module)
             except UntraceableError:
@@ -80,17 +86,20 @@ def _first_line(error: Exception) -> str:
 class _Tracer(Tracer):
     proxy_buffer_attributes = True  # a buffer's value must not be computed with while tracing
 
-    def __init__(self, given: frozenset[str], kind: type) -> None:
+    def __init__(
+        self, given: frozenset[str], kind: type, leaf: Callable[[nn.Module], bool]
+    ) -> None:
         super().__init__()
         self.given = given
         self.kind = kind
+        self.leaf = leaf
         self.fixed: dict[str, Any] = {}
         self.kinds: dict[str, type] = {}
         self.asked: Asked = {}
         self.mode = _mode()
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:  # noqa: ARG002
-        return True
+        return self.leaf(m)
 
     def proxy(self, node: Node) -> Proxy:
         return _StandIn(node, self)
