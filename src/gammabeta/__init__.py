@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from gammabeta.population import recalibrate
     from gammabeta.surgery.accelerate import accelerate
     from gammabeta.surgery.convert import convert
+    from gammabeta.surgery.fold import fold
     from gammabeta.surgery.freeze import freeze, unfreeze
     from gammabeta.training.step import param_groups
 
@@ -54,6 +55,7 @@ __all__ = [
     "compare",
     "convert",
     "explain",
+    "fold",
     "freeze",
     "no_stats_update",
     "param_groups",
@@ -74,6 +76,7 @@ _NAMES_OF = {
     "gammabeta.population": ["recalibrate"],
     "gammabeta.surgery.accelerate": ["accelerate"],
     "gammabeta.surgery.convert": ["convert"],
+    "gammabeta.surgery.fold": ["fold"],
     "gammabeta.surgery.freeze": ["freeze", "unfreeze"],
     "gammabeta.training.step": ["param_groups"],
 }
