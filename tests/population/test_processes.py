@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import multiprocessing
+from torch.nn.parallel import DistributedDataParallel
 
 from gammabeta import GammabetaError, recalibrate
 from population_helpers import assert_same, images, network, statistics
@@ -45,6 +46,9 @@ def work(rank, world, folder):
         model = network("residual")
         report = recalibrate(model, mine, sequential=sequential)
         found[mode] = statistics(model), report.batches, report.samples
+        wrapped = DistributedDataParallel(network("residual"))
+        recalibrate(wrapped, mine, sequential=sequential)
+        found[mode, "wrapped"] = statistics(wrapped.module)
         for name, forward in {"broken": broken(rank), "fine": None}.items():
             model = network("residual")
             before = statistics(model)
@@ -69,6 +73,7 @@ def test_processes_agree_to_the_bit_and_with_one_process_that_has_all(world, tmp
             got, batches, samples = result[mode]
             assert (batches, samples) == (len(parts), 23)
             assert_same(got, statistics(alone))
+            assert_same(result[mode, "wrapped"], got, bound=1e-14)
             for name, (mean, var) in results[0][mode][0].items():
                 assert torch.equal(got[name][0], mean)
                 assert torch.equal(got[name][1], var)

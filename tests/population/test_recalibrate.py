@@ -277,6 +277,16 @@ def test_half_precision_buffers_keep_their_dtype_and_refuse_what_they_cannot_hol
     assert_untouched(before, model)
 
 
+def test_a_model_made_in_inference_mode_is_served():
+    with torch.inference_mode():
+        model = network("residual")
+    x = images()
+    expected = network("residual")
+    recalibrate(expected, x.split(8))
+    recalibrate(model, x.split(8))
+    assert_same(statistics(model), statistics(expected))
+
+
 @pytest.mark.parametrize(("sequential", "steps"), [(True, 15), (False, 3)])
 def test_progress_ends_where_it_said(sequential, steps):
     calls, batches = [], images().split(8)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from gammabeta.errors import GammabetaError
 from gammabeta.moments import Array
@@ -92,6 +93,8 @@ def recalibrate(
     """
     if variance not in VARIANCES:
         raise GammabetaError(f"variance is {variance!r}, but must be {' or '.join(VARIANCES)}")
+    if isinstance(model, DistributedDataParallel):
+        model = model.module  # the wrapper broadcasts buffers in every forward, and shares differ
     refuse(model)
     stations, left = survey(model)
     before = {s.path: _numbers(s) for s in stations}
@@ -204,14 +207,18 @@ def _write(changes: list[tuple[Station, Change]]) -> None:
                     f"into {buffer.dtype}; keep batch norms in float32"
                 )
             new.append((buffer, rounded, buffer.detach().clone()))
-    with torch.no_grad():
-        try:
-            for buffer, rounded, _ in new:
-                buffer.copy_(rounded)
-        except BaseException:
-            for buffer, _, old in new:
-                buffer.copy_(old)
-            raise
+    try:
+        for buffer, rounded, _ in new:
+            _put(buffer, rounded)
+    except BaseException:
+        for buffer, _, old in new:
+            _put(buffer, old)
+        raise
+
+
+def _put(buffer: Tensor, value: Tensor) -> None:
+    with torch.inference_mode(buffer.is_inference()), torch.no_grad():
+        buffer.copy_(value)
 
 
 def _notes(changes: list[Change], sequential: bool) -> Iterator[str]:
