@@ -141,6 +141,22 @@ def test_a_batch_whose_input_was_written_into_is_not_run_again(monkeypatch):
     assert_same(statistics(model), expected)
 
 
+def test_a_tensor_of_the_users_own_does_not_stay_on_disk(monkeypatch):
+    class Masked(type(network("residual"))):
+        def forward(self, x, mask):
+            return super().forward(x * mask)
+
+    monkeypatch.setattr("gammabeta.population.parking._LEAST", 1)
+    monkeypatch.setattr("gammabeta.population.parking._DISK_RATE", 1e12)
+    mask = torch.ones(3, 8, 8).double() * 2
+    report = recalibrate(
+        Masked().double(), images().split(6), forward=lambda m, b: m(b, mask), memory=0
+    )
+    assert report.spilled > mask.nbytes
+    assert mask.untyped_storage().filename is None
+    assert torch.equal(mask, torch.full_like(mask, 2))
+
+
 def test_the_disk_space_is_free_again_after_a_failure(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr("gammabeta.population.parking._LEAST", 1)

@@ -87,6 +87,7 @@ class Parking:
         self.budget = _default_budget() if budget is None else budget
         self.spilled = 0
         self._used = 0
+        self._moved: list[weakref.ref[Tensor]] = []
         self._arena: Tensor | None = None
         self._free = 0
 
@@ -110,7 +111,13 @@ class Parking:
             return False
         for tensor in tensors:
             tensor.data = self._on_disk(tensor)
+            self._moved.append(weakref.ref(tensor))
         return True
+
+    def close(self) -> None:
+        """Take back into memory what outlives the batches: somebody else's, then."""
+        for tensor in filter(None, (ref() for ref in self._moved)):
+            tensor.data = tensor.clone()
 
     def leave(self, parked: Parked) -> None:
         """Count it no longer: the batch goes on."""

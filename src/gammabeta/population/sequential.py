@@ -176,6 +176,7 @@ class _Line:
             finally:
                 for batch in chain.from_iterable(self.waiting.values()):
                     batch.end()
+                self.parking.close()
 
     def run(self, batches: Iterator[Any]) -> None:
         """Let all batches go to their first layer, and then on from layer to layer."""
