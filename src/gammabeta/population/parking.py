@@ -116,8 +116,10 @@ class Parking:
 
     def close(self) -> None:
         """Take back into memory what outlives the batches: somebody else's, then."""
-        for tensor in filter(None, (ref() for ref in self._moved)):
-            tensor.data = tensor.clone()
+        for ref in self._moved:
+            tensor = ref()
+            if tensor is not None:
+                tensor.data = tensor.clone()
 
     def leave(self, parked: Parked) -> None:
         """Count it no longer: the batch goes on."""
