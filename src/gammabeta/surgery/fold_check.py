@@ -84,8 +84,9 @@ def _input(folding: Folding) -> Tensor:
     if not isinstance(layer, _ConvNd):
         return _random(3, layer.in_features)
     padding = layer.padding if isinstance(layer.padding, tuple) else [0] * len(layer.kernel_size)
-    sizes = zip(layer.kernel_size, layer.dilation, layer.stride, padding, strict=True)
-    return _random(2, layer.in_channels, *[max(d * (k - 1) + 1 + s, p + 1) for k, d, s, p in sizes])
+    windows = zip(layer.kernel_size, layer.dilation, layer.stride, padding, strict=True)
+    sizes = [d * (k - 1) + 1 + s + 2 * p for k, d, s, p in windows]
+    return _random(2, layer.in_channels, *sizes)
 
 
 def _normalise(norm: Norm, repeats: int, x: Tensor) -> Tensor:

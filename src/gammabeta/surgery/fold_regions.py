@@ -9,6 +9,7 @@ border, and no more.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,7 +50,7 @@ class Regions:
     """The regions of a model.
 
     Attributes:
-        found: The regions, no module's forward in two of them.
+        found: The regions: no module's forward is in two of them, unless as two ways through it.
         opaque: Why a module's forward is no graph, by the module's id.
     """
 
@@ -91,10 +92,10 @@ class Regions:
         if isinstance(region, str):
             self.opaque[id(module)] = region
             alone = self._trace(module, alone=True)
-            self.found += [alone] if isinstance(alone, Region) else []
+            self.found += [] if isinstance(alone, str) else alone
             return
         inlined = {id(m) for m in self._inlined(module)}
-        self.found = [r for r in self.found if id(r.module) not in inlined] + [region]
+        self.found = [r for r in self.found if id(r.module) not in inlined] + region
 
     def _inlined(self, module: nn.Module) -> Iterator[nn.Module]:
         """Yield the modules below one that its graph runs through."""
@@ -104,8 +105,8 @@ class Regions:
                 yield child
                 yield from self._inlined(child)
 
-    def _trace(self, module: nn.Module, alone: bool = False) -> Region | str:
-        """Return the region of a module, or only of its own forward, or why there is none."""
+    def _trace(self, module: nn.Module, alone: bool = False) -> list[Region] | str:
+        """Return a module's region, or that of its own forward alone, or why there is none."""
         if type(module).forward is _UNIMPLEMENTED:
             return "it has none"
         if "forward" in vars(module):
@@ -114,11 +115,9 @@ class Regions:
         ways: list[set[str]] = [set()] if alone else [{"open", "deep"}, {"open"}]
         for through in ways:
             try:
-                found = trace(module, leaf=self._leaf_unless(through))
+                return list(_ways(module, self._leaf_unless(through)))
             except UntraceableError as error:
                 why = str(error)
-            else:
-                return _region(module, found)
         return why
 
     def _leaf_unless(self, through: set[str]) -> Any:
@@ -144,6 +143,21 @@ def _kind(module: nn.Module, holds: bool) -> str:
         return "open"
     layers = any(isinstance(m, _ConvNd | nn.Linear) for m in module.modules())
     return "deep" if layers and not type(module).__module__.startswith("torch.") else "leaf"
+
+
+def _ways(module: nn.Module, leaf: Any) -> Iterator[Region]:
+    """Trace a forward, and again with what it left out: optional arguments, a list for a tensor.
+
+    Only what holds in all of these graphs is folded.
+    """
+    found = trace(module, leaf=leaf)
+    yield _region(module, found)
+    unset = frozenset(name for name, value in found.fixed.items() if value is None)
+    others: list[dict[str, Any]] = [{"given": unset}] if unset else []
+    others += [{"kind": list}] if found.kinds else []
+    for options in others:
+        with suppress(UntraceableError):
+            yield _region(module, trace(module, leaf=leaf, **options))
 
 
 def _region(module: nn.Module, found: Trace) -> Region:
