@@ -277,6 +277,18 @@ def test_half_precision_buffers_keep_their_dtype_and_refuse_what_they_cannot_hol
     assert_untouched(before, model)
 
 
+def test_a_model_that_takes_whole_batches_only_is_served():
+    class Grouped(Residual):
+        def forward(self, x):
+            return super().forward(x.view(-1, 4, *x.shape[1:]).flatten(0, 1))
+
+    torch.manual_seed(3)
+    model, x = Grouped().double(), images(24)
+    expected = truth(model, x)
+    recalibrate(model, x.split(8))
+    assert_same(statistics(model), expected)
+
+
 def test_a_model_made_in_inference_mode_is_served():
     with torch.inference_mode():
         model = network("residual")

@@ -82,8 +82,15 @@ def _scout(stations: Sequence[Station], feed: Feed, batch: Any) -> list[tuple[st
         if moments.count:
             station.normalise_by(moments.mean, moments.var)
 
+    def run(given: Any) -> None:
+        calls.clear()
+        feed.call(tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, given))
+
     with visiting(stations, visit):
-        feed.call(tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, batch))
+        try:
+            run(feed.few(batch))
+        except Exception:  # noqa: BLE001 (some models take no batch of two)
+            run(batch)
     return list(calls.items())
 
 
