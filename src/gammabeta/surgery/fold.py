@@ -52,8 +52,8 @@ def fold(model: M, example_inputs: Tensor | tuple[Any, ...] | None = None) -> M:
         and why; its ``verified`` holds the measured error and its bound.
 
     Raises:
-        GammabetaError: If the model cannot be copied or fails on the example inputs, or if the
-            outputs differ by more than the bound.
+        GammabetaError: If the model has lazy layers, cannot be copied or fails on the example
+            inputs, or if the outputs differ by more than the bound.
 
     References:
         Jacob et al., "Quantization and Training of Neural Networks for Efficient
@@ -85,6 +85,8 @@ def fold(model: M, example_inputs: Tensor | tuple[Any, ...] | None = None) -> M:
 
 
 def _copied(model: M) -> M:
+    if any(map(nn.parameter.is_lazy, (*model.parameters(), *model.buffers()))):
+        raise GammabetaError("the model has lazy layers: call it once, then fold it")
     try:
         return copy.deepcopy(model)
     except Exception as error:

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _LazyNormBase
 from torch.nn.utils.parametrize import is_parametrized
 
 from gammabeta.norm import layers, renorm
@@ -153,8 +152,6 @@ def _wide(values: Tensor) -> Tensor:
 
 def _why_not(module: nn.Module) -> str | None:
     """Return what stands in the way of exchanging a layer."""
-    if isinstance(module, _LazyNormBase):
-        return "is lazy: run the model once, then fold it"
     if _has_hooks(module):
         return "has hooks or a forward of its own, which expect a batch norm: remove them first"
     if is_parametrized(module):
