@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import subprocess
 
 import pytest
 import torch
 
 from gammabeta.training.checkpoint import load_weights
 from gammabeta.training.run import Run
-from training_helpers import call, trained_run
+from training_helpers import PROGRAM, call, trained_run
 
 
 @pytest.fixture
@@ -111,3 +114,20 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path, capsys):
     answer = call(capsys, "recalibrate", str(tmp_path))
     assert answer.code == 2
     assert "is not a run" in answer.err
+
+
+@pytest.mark.parametrize("kill", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_process_that_is_killed_leaves_nothing(run, tmp_path, kill):
+    command = [*PROGRAM, "recalibrate", "run", "--batch-size", "2", "--threads", "1"]
+    before, scratch = contents(run), tmp_path / "scratch"
+    scratch.mkdir()
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env={**os.environ, "TMPDIR": str(scratch)}
+    ) as process:
+        while "recalibrating: 20 %" not in process.stdout.readline():
+            assert process.poll() is None
+        process.send_signal(kill)
+    assert process.returncode not in {0, None}
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["run", "scratch"]
+    assert list(scratch.iterdir()) == []
+    assert contents(run) == before
