@@ -11,16 +11,19 @@ from gammabeta.cli import options
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from torch import nn
 
-    from gammabeta.data.dataset import Dataset
-    from gammabeta.models import Net
+    from gammabeta.data.dataset import Dataset, Normalization
     from gammabeta.training.evaluate import Evaluation
 
 
 def evaluate(
     run: Annotated[
         Path | None,
-        typer.Argument(help="The run's folder. Optional beside --weights.", show_default=False),
+        typer.Argument(
+            help="The run's folder, or an exported .onnx file. Optional beside --weights.",
+            show_default=False,
+        ),
     ] = None,
     weights: Annotated[
         Path | None,
@@ -44,7 +47,7 @@ def evaluate(
         Path | None,
         typer.Option(
             help="Where the confusion matrix is drawn (PNG). Default: RUN/confusion.png, or "
-            "nowhere with --weights.",
+            "nowhere with --weights or an .onnx file.",
             show_default=False,
         ),
     ] = None,
@@ -60,11 +63,13 @@ def evaluate(
     Examples:
       gammabeta evaluate runs/digits-anneal-1
       gammabeta evaluate --weights tutorial.pth
+      gammabeta evaluate model.onnx
     """
     from time import perf_counter
 
     from gammabeta import runtime
     from gammabeta.cli.console import open_console, print_json
+    from gammabeta.cli.model_file import is_model_file
     from gammabeta.training import evaluate as measuring
     from gammabeta.training.plots import plot_confusion
 
@@ -72,14 +77,20 @@ def evaluate(
     machine = runtime.configure("fp32", threads=threads)
     if verbose:
         console.print(machine.describe(), markup=False)
-    source, model, dataset = _open(console, run, weights, data, root, skip_unreadable)
+    where = (data, root, skip_unreadable)
+    exported = run is not None and is_model_file(run)
+    if run and exported:
+        source, model, dataset, scaling = _open_file(console, run, weights, where, machine.threads)
+    else:
+        source, model, dataset = _open(console, run, weights, *where)
+        scaling = dataset.normalization
     began = perf_counter()
-    result = measuring.evaluate(model.to(machine.device), dataset.test, dataset.normalization)
+    result = measuring.evaluate(model.to(machine.device), dataset.test, scaling)
     speed = result.total / (perf_counter() - began)
     _print(console, result, dataset, source)
     if as_json:
         print_json(_document(result, dataset, source, speed))
-    picture = confusion or (run / "confusion.png" if run and not weights else None)
+    picture = confusion or (run / "confusion.png" if run and not weights and not exported else None)
     if picture:
         title = f"{source.name}: {100 * result.accuracy:.2f} % of {result.total}"
         plot_confusion(result.confusion, dataset.classes, title, picture)
@@ -93,9 +104,10 @@ def _open(
     data: str | None,
     root: Path | None,
     skip_unreadable: bool,
-) -> tuple[Path, Net, Dataset]:
+) -> tuple[Path, nn.Module, Dataset]:
     """Return where the model comes from, the model, and the data to measure it on."""
     from gammabeta.cli.console import data_progress
+    from gammabeta.cli.model_file import match_classes
     from gammabeta.data import load
     from gammabeta.errors import GammabetaError
     from gammabeta.models import Net
@@ -118,21 +130,29 @@ def _open(
                 progress=progress,
             )
     if opened:
-        _match_classes(opened.path, opened.config.classes, dataset)
+        match_classes(opened.path, opened.config.classes, dataset)
         return source, opened.load_model(weights), dataset
     model = Net(len(dataset.classes), dataset.image_size)
     apply_weights(model, load_weights(source), source)
     return source, model, dataset
 
 
-def _match_classes(path: Path, classes: tuple[str, ...], dataset: Dataset) -> None:
+def _open_file(
+    console: Console,
+    file: Path,
+    weights: Path | None,
+    where: tuple[str | None, Path | None, bool],
+    threads: int,
+) -> tuple[Path, nn.Module, Dataset, Normalization]:
+    """Return an exported file as :func:`_open` does a run, and how its images are scaled."""
+    from gammabeta.cli.model_file import load_data
+    from gammabeta.deploy import open_onnx
     from gammabeta.errors import GammabetaError
 
-    if classes != dataset.classes:
-        raise GammabetaError(
-            f"{dataset.name} has the classes {', '.join(dataset.classes)}, but {path} was trained "
-            f"on {', '.join(classes)}"
-        )
+    if weights:
+        raise GammabetaError(f"{file}: has weights of its own; leave out --weights")
+    model = open_onnx(file, threads)
+    return file, model, load_data(console, file, model, *where), model.normalization
 
 
 def _print(console: Console, result: Evaluation, dataset: Dataset, source: Path) -> None:

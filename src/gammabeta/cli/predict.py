@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from gammabeta.cli import options
 
+if TYPE_CHECKING:
+    from torch import nn
+
+    from gammabeta.training.predict import Labels
+
 
 def predict(
-    run: Annotated[Path, typer.Argument(help="The run's folder.", show_default=False)],
+    run: Annotated[
+        Path,
+        typer.Argument(help="The run's folder, or an exported .onnx file.", show_default=False),
+    ],
     images: Annotated[
         list[Path],
         typer.Argument(help="Image files, or folders of them, of any size.", show_default=False),
@@ -30,6 +38,7 @@ def predict(
     Examples:
       gammabeta predict runs/cifar10-anneal-1 cat.jpg dog.png
       gammabeta predict runs/cifar10-anneal-1 photos/ --top 1 --json
+      gammabeta predict model.onnx cat.jpg
     """
     import sys
 
@@ -39,15 +48,13 @@ def predict(
     from gammabeta import runtime
     from gammabeta.cli.console import open_console, print_json
     from gammabeta.training import predict as naming
-    from gammabeta.training.run import Run
 
     console = open_console(as_json)
     machine = runtime.configure("fp32", "cpu", threads)
     if verbose:
         console.print(machine.describe(), markup=False)
-    opened = Run.open(run)
-    model = opened.load_model()
-    predictions = list(naming.predict(model, opened.config, images, top))
+    model, labels = _open(run, machine.threads)
+    predictions = list(naming.predict(model, labels, images, top))
     table = Table("image", "class", "probability", box=None)
     for prediction in predictions:
         for i, (name, probability) in enumerate(prediction.classes):
@@ -71,3 +78,17 @@ def predict(
         print(f"gammabeta: error: {prediction.error}", file=sys.stderr)
     if failed:
         raise typer.Exit(2)
+
+
+def _open(path: Path, threads: int) -> tuple[nn.Module, Labels]:
+    """Return a run's network, or an exported file in its place, and what it says of images."""
+    from gammabeta.cli.model_file import is_model_file
+    from gammabeta.training.run import Run
+
+    if is_model_file(path):
+        from gammabeta.deploy import open_onnx
+
+        model = open_onnx(path, threads)
+        return model, model
+    run = Run.open(path)
+    return run.load_model(), run.config

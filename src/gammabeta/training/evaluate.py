@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
@@ -87,7 +88,7 @@ def evaluate(
         batch_size: Images a forward pass.
         on_batch: Called after each batch with the images done and their total; may raise.
     """
-    device = next(model.parameters()).device
+    device = _device(model)
     loader = Loader(split, batch_size, normalization)
     predicted: list[Tensor] = []
     loss = 0.0
@@ -101,3 +102,9 @@ def evaluate(
     pairs = split.labels * logits.shape[1] + torch.cat(predicted).numpy()
     confusion = np.bincount(pairs, minlength=logits.shape[1] ** 2)
     return Evaluation(loss / len(split), confusion.reshape(logits.shape[1], -1))
+
+
+def _device(model: nn.Module) -> torch.device:
+    """Return where a model computes: on the CPU if it holds no tensor that would tell."""
+    first = next(chain(model.parameters(), model.buffers()), None)
+    return torch.device("cpu") if first is None else first.device

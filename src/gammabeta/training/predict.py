@@ -5,19 +5,35 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gammabeta.data.dataset import Split
+from gammabeta.data.dataset import Normalization, Split
 from gammabeta.data.image import EXTENSIONS, read_image
 from gammabeta.data.loader import Loader
 from gammabeta.errors import DataError
 from gammabeta.training.evaluate import eval_mode
-from gammabeta.training.run import Config
 
 BATCH_SIZE = 250
+
+
+class Labels(Protocol):
+    """What is known of a classifier's images and classes; a run's ``Config`` is one."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names in the order of the logits."""
+
+    @property
+    def image_size(self) -> int:
+        """Height and width of the images, in pixels."""
+
+    @property
+    def normalization(self) -> Normalization:
+        """How bytes become numbers."""
 
 
 @dataclass(frozen=True)
@@ -36,13 +52,13 @@ class Prediction:
 
 
 def predict(
-    model: nn.Module, config: Config, paths: Iterable[Path], top: int = 3
+    model: nn.Module, labels: Labels, paths: Iterable[Path], top: int = 3
 ) -> Iterator[Prediction]:
     """Classify image files and folders of them; an unreadable file does not stop the others.
 
     Args:
         model: The trained network; its modes are given back.
-        config: The run's configuration: image size, scaling and class names.
+        labels: Image size, scaling and class names: a run's configuration, say.
         paths: Files, and folders that are searched for images.
         top: How many classes to name for each file.
 
@@ -51,7 +67,7 @@ def predict(
     """
     files = [file for path in paths for file in find_images(path)]
     for start in range(0, len(files), BATCH_SIZE):
-        yield from _predict_batch(model, config, files[start : start + BATCH_SIZE], top)
+        yield from _predict_batch(model, labels, files[start : start + BATCH_SIZE], top)
 
 
 def find_images(path: Path) -> list[Path]:
@@ -63,18 +79,18 @@ def find_images(path: Path) -> list[Path]:
 
 
 def _predict_batch(
-    model: nn.Module, config: Config, files: Sequence[Path], top: int
+    model: nn.Module, labels: Labels, files: Sequence[Path], top: int
 ) -> Iterator[Prediction]:
-    read = [_read(file, config.image_size) for file in files]
+    read = [_read(file, labels.image_size) for file in files]
     images = [image for image in read if not isinstance(image, str)]
-    rows = iter(_probabilities(model, config, np.stack(images)) if images else ())
+    rows = iter(_probabilities(model, labels, np.stack(images)) if images else ())
     for file, image in zip(files, read, strict=True):
         if isinstance(image, str):
             yield Prediction(file, error=image)
         else:
-            best = next(rows).topk(min(top, len(config.classes)))
+            best = next(rows).topk(min(top, len(labels.classes)))
             pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-            yield Prediction(file, tuple((config.classes[i], value) for i, value in pairs))
+            yield Prediction(file, tuple((labels.classes[i], value) for i, value in pairs))
 
 
 def _read(file: Path, image_size: int) -> np.ndarray | str:
@@ -86,9 +102,9 @@ def _read(file: Path, image_size: int) -> np.ndarray | str:
         return str(error)
 
 
-def _probabilities(model: nn.Module, config: Config, images: np.ndarray) -> Tensor:
+def _probabilities(model: nn.Module, labels: Labels, images: np.ndarray) -> Tensor:
     split = Split(images, np.zeros(len(images), np.int64))
-    batch, _ = next(Loader(split, len(images), config.normalization).epoch(0))
+    batch, _ = next(Loader(split, len(images), labels.normalization).epoch(0))
     with eval_mode(model), torch.inference_mode():
         probabilities: Tensor = model(batch).softmax(dim=1)
     return probabilities
