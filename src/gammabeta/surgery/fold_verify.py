@@ -61,19 +61,16 @@ def verify(unfolded: nn.Module, folded: nn.Module, inputs: Any, paths: Sequence[
     if not expected:
         raise GammabetaError("the model returns no floating-point tensor that could be compared")
     layers = sum(bool(m._parameters) for m in unfolded.modules())
-    twins = "random numbers are drawn" if drew else _Twins(unfolded, folded, inputs, expected, got)
-    why = twins if isinstance(twins, str) else twins.why
-    found = []
-    for i, (a, b) in enumerate(zip(expected, got, strict=True)):
-        scale = unit(a.dtype) * _largest(a)
-        if isinstance(twins, str) or twins.why:
-            bound, how = 32 * (layers + 1) * scale, f"{_HOW}; a bound of the dtype's, since {why}"
-        else:
-            bound, how = 8 * (twins.noise[i] + math.sqrt(layers + 1) * scale), _HOW
-        found.append(Verified(_difference(a, b), bound, how))
-    worst = max(found, key=lambda v: v.error / v.bound if v.bound else math.inf * bool(v.error))
+    twins = None if drew else _Twins(unfolded, folded, inputs, expected, got)
+    why = twins.why if twins else "random numbers are drawn"
+    noise = twins.noise if twins and not why else [math.nan] * len(got)
+    found = [
+        _compared(a, b, n, layers, f"{_HOW}; a bound of the dtype's, since {why}" if why else _HOW)
+        for a, b, n in zip(expected, got, noise, strict=True)
+    ]
+    worst = max(found, key=_share)
     if not worst.error <= worst.bound:
-        where = "" if isinstance(twins, str) else twins.where(paths)
+        where = twins.where(paths) if twins else ""
         raise GammabetaError(
             f"the folded model's output differs by {worst.error:.3g} on example_inputs, and the "
             f"bound is {worst.bound:.3g}{where}; the model was left as it was"
@@ -132,6 +129,21 @@ class _Twins:
             )
         run(model, self._inputs, evaluate=False)
         return seen
+
+
+def _compared(a: Tensor, b: Tensor, noise: float, layers: int, how: str) -> Verified:
+    """Compare one output; a noise of NaN is one that is not known."""
+    scale = unit(a.dtype) * _largest(a)
+    known = 8 * (noise + math.sqrt(layers + 1) * scale)
+    bound = 32 * (layers + 1) * scale if math.isnan(noise) else known
+    return Verified(_difference(a, b), bound, how)
+
+
+def _share(verified: Verified) -> float:
+    """Return how much of its bound an error takes up."""
+    if verified.bound:
+        return verified.error / verified.bound
+    return math.inf if verified.error else 0.0
 
 
 def _run(model: nn.Module, inputs: Any, failing: str) -> tuple[Outputs, bool]:
