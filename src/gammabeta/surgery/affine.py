@@ -62,12 +62,12 @@ class ChannelAffine(nn.Module):
 @torch.fx.wrap
 def _affine(x: Tensor, weight: Tensor, bias: Tensor, zero: Tensor, one: Tensor) -> Tensor:
     """One node to symbolic tracing, which knows no rank."""
-    channels, alike = len(weight), x.dtype == weight.dtype
+    alike = x.dtype == weight.dtype
     if _in_a_graph():
         wide = x if alike else x.to(weight.dtype)
         y = wide * per_channel(weight, x) + per_channel(bias, x)
         return y if alike else y.to(x.dtype)
-    if alike and x.shape[1] == channels > 1 and x.stride(1) == 1:
+    if alike and x.shape[1] == len(weight) > 1 and x.stride(1) == 1:
         return torch.addcmul(per_channel(bias, x), x, per_channel(weight, x))
     # y = (x - 0) / sqrt(1 + 0) * weight + bias, and the kernel multiplies and adds no more than so
     return F.batch_norm(x, zero, one, weight, bias, False, 0.0, 0.0)
