@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from gammabeta.deploy import export
     from gammabeta.errors import GammabetaError
     from gammabeta.insight.compare import compare
     from gammabeta.insight.explain import explain
@@ -55,6 +56,7 @@ __all__ = [
     "compare",
     "convert",
     "explain",
+    "export",
     "fold",
     "freeze",
     "no_stats_update",
@@ -64,6 +66,7 @@ __all__ = [
 ]
 
 _NAMES_OF = {
+    "gammabeta.deploy": ["export"],
     "gammabeta.errors": ["GammabetaError"],
     "gammabeta.insight.compare": ["compare"],
     "gammabeta.insight.explain": ["explain"],

@@ -56,7 +56,8 @@ def test_the_accuracies_are_those_that_evaluate_measures(run, capsys):
 def test_the_batch_size_changes_nothing_but_rounding(run, capsys):
     means = []
     for size in ("7", "100"):
-        done = call(capsys, "recalibrate", "run", "--batch-size", size, "--json")
+        args = ("recalibrate", "run", "--samples", "200", "--batch-size", size, "--json")
+        done = call(capsys, *args)
         means.append([layer["mean"] for layer in done.document["layers"]])
     for small, large in zip(*means, strict=True):
         torch.testing.assert_close(torch.tensor(small), torch.tensor(large), rtol=1e-4, atol=1e-5)
@@ -124,7 +125,7 @@ def test_a_process_that_is_killed_leaves_nothing(run, tmp_path, kill):
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, text=True, env={**os.environ, "TMPDIR": str(scratch)}
     ) as process:
-        while "recalibrating: 20 %" not in process.stdout.readline():
+        while "recalibrating: 10 %" not in process.stdout.readline():
             assert process.poll() is None
         process.send_signal(kill)
     assert process.returncode not in {0, None}
