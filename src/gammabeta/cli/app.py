@@ -17,6 +17,7 @@ from gammabeta.cli import (
     conformance,
     evaluate,
     explain,
+    export,
     predict,
     recalibrate,
     train,
@@ -36,6 +37,7 @@ app.command("evaluate")(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("explain")(explain.explain)
 app.command("compare")(compare.compare)
+app.command("export")(export.export)
 app.command("recalibrate")(recalibrate.recalibrate)
 app.command("conformance")(conformance.conformance)
 app.command("bench")(bench.bench)
