@@ -21,7 +21,7 @@ from gammabeta.bench.measure import Samples, interleave
 from gammabeta.bench.models import build
 from gammabeta.bench.tasks import random_images
 from gammabeta.runtime import Runtime
-from gammabeta.surgery.fold_report import FoldReport
+from gammabeta.surgery.folding.report import FoldReport
 
 SIZES = {"net": 32, "torchvision:densenet121": 64}
 """Pixels where they are not ``PIXELS``."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from gammabeta.deploy import export
+    from gammabeta.deploy.export import export
     from gammabeta.errors import GammabetaError
     from gammabeta.insight.compare import compare
     from gammabeta.insight.explain import explain

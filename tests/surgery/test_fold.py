@@ -17,9 +17,9 @@ from torch.nn import functional as F
 import gammabeta as gb
 from gammabeta import equations as eq
 from gammabeta.norm.renorm import BatchRenorm1d, BatchRenorm2d, BatchRenorm3d
-from gammabeta.surgery.affine import Activate, ChannelAffine
 from gammabeta.surgery.fold import fold
-from gammabeta.surgery.fold_weights import unit
+from gammabeta.surgery.folding.affine import Activate, ChannelAffine
+from gammabeta.surgery.folding.weights import unit
 from norm_helpers import fill, randn
 from surgery_helpers import images, near
 

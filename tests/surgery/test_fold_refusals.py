@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 import gammabeta as gb
 from gammabeta import GammabetaError, fold
-from gammabeta.surgery.affine import ChannelAffine
+from gammabeta.surgery.folding.affine import ChannelAffine
 from norm_helpers import fill, randn
 from surgery_helpers import images, near
 

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from gammabeta import GammabetaError, fold
-from gammabeta.surgery import fold_check, fold_norms, fold_pairs, fold_weights
-from gammabeta.surgery.affine import ChannelAffine
+from gammabeta.surgery.folding import check, norms, pairs, weights
+from gammabeta.surgery.folding.affine import ChannelAffine
 from norm_helpers import fill, randn
 from surgery_helpers import images
 
@@ -43,38 +43,38 @@ SLIPS = {
 
 @pytest.mark.parametrize("slip", SLIPS)
 def test_a_slip_in_the_arithmetic_is_an_error_without_an_example(monkeypatch, slip):
-    monkeypatch.setattr(fold_weights, "into_previous", SLIPS[slip])
+    monkeypatch.setattr(weights, "into_previous", SLIPS[slip])
     with pytest.raises(GammabetaError, match=r"folding would change what [05] computes: .* bound"):
         fold(model())
 
 
 def test_a_slip_into_the_next_layer_is_an_error(monkeypatch):
-    right = fold_weights.into_next
+    right = weights.into_next
 
     def wrong(layer, w, b, s, t):
         return right(layer, w, b, s, -t)
 
-    monkeypatch.setattr(fold_weights, "into_next", wrong)
+    monkeypatch.setattr(weights, "into_next", wrong)
     with pytest.raises(GammabetaError, match="folding would change what 5 computes"):
         fold(model())
 
 
 def test_a_slip_in_reading_a_norm_is_an_error(monkeypatch):
-    right = fold_norms.read
+    right = norms.read
 
     def wrong(path, module):
         norm = right(path, module)
         object.__setattr__(norm, "shift", norm.shift + 1e-3)
         return norm
 
-    monkeypatch.setattr(fold_pairs, "read", wrong)
+    monkeypatch.setattr(pairs, "read", wrong)
     with pytest.raises(GammabetaError, match="folding would change what"):
         fold(model())
 
 
 @pytest.mark.parametrize("slip", ["sign of the scale", "bias not scaled", "shift forgotten"])
 def test_a_slip_is_an_error_on_an_example_and_names_the_layer(monkeypatch, slip):
-    monkeypatch.setattr(fold_weights, "into_previous", SLIPS[slip])
+    monkeypatch.setattr(weights, "into_previous", SLIPS[slip])
     monkeypatch.setattr("gammabeta.surgery.fold.check", lambda *_: None)
     message = r"differs by .* and the bound is .*; the first layer that differs is 1; the model was"
     with pytest.raises(GammabetaError, match=message):
@@ -216,4 +216,4 @@ def test_what_is_checked_alone_covers_every_layer():
     report = fold(model()).gammabeta_report
     assert report.verified.how.startswith("each layer by itself, in float64")
     assert report.verified.error <= report.verified.bound
-    assert fold_check.check([], []) is None
+    assert check.check([], []) is None

@@ -8,10 +8,10 @@ from typing import Any, TypeVar, cast
 from torch import Tensor, nn
 
 from gammabeta.errors import GammabetaError
-from gammabeta.surgery.fold_check import check
-from gammabeta.surgery.fold_pairs import Pairs
-from gammabeta.surgery.fold_report import FoldReport
-from gammabeta.surgery.fold_verify import verify
+from gammabeta.surgery.folding.check import check
+from gammabeta.surgery.folding.pairs import Pairs
+from gammabeta.surgery.folding.report import FoldReport
+from gammabeta.surgery.folding.verify import verify
 from gammabeta.surgery.report import Entry
 from gammabeta.surgery.rewrite import restore
 

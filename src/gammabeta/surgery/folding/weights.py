@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from gammabeta.surgery.fold_norms import Norm
+from gammabeta.surgery.folding.norms import Norm
 
 
 @dataclass

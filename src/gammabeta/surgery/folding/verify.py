@@ -27,8 +27,8 @@ from torch.utils._pytree import tree_map
 
 from gammabeta.errors import GammabetaError
 from gammabeta.surgery.check import run
-from gammabeta.surgery.fold_report import Verified
-from gammabeta.surgery.fold_weights import unit
+from gammabeta.surgery.folding.report import Verified
+from gammabeta.surgery.folding.weights import unit
 
 Outputs = list[Tensor]
 _HOW = "on example_inputs"

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from gammabeta.errors import GammabetaError
-from gammabeta.surgery.affine import ChannelAffine
-from gammabeta.surgery.fold_norms import Norm
-from gammabeta.surgery.fold_report import Verified
-from gammabeta.surgery.fold_weights import Folding
+from gammabeta.surgery.folding.affine import ChannelAffine
+from gammabeta.surgery.folding.norms import Norm
+from gammabeta.surgery.folding.report import Verified
+from gammabeta.surgery.folding.weights import Folding
 
 _SHARE = 1e-10
 _HOW = "each layer by itself, in float64 on random data; give example_inputs to compare the whole"

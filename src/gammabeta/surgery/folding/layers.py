@@ -11,8 +11,8 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils.parametrize import is_parametrized
 
 from gammabeta.norm.act import _has_hooks
-from gammabeta.surgery.fold_norms import Norm
-from gammabeta.surgery.fold_regions import Regions
+from gammabeta.surgery.folding.norms import Norm
+from gammabeta.surgery.folding.regions import Regions
 
 _KNOWN: tuple[type[nn.Module], ...] = (
     *(nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear),
@@ -77,7 +77,7 @@ def why_not_after(layer: Any, norm: Norm) -> str | None:
     """Return why a batch norm after a layer is no scale and shift of its output, or None.
 
     Example:
-        >>> from gammabeta.surgery.fold_norms import read
+        >>> from gammabeta.surgery.folding.norms import read
         >>> why_not_after(nn.Linear(3, 2), read("", nn.BatchNorm2d(2).eval()))
         'its features are the last axis, and BatchNorm2d normalises the second of four'
     """

@@ -18,7 +18,7 @@ from torch.fx import Graph, Node
 from torch.nn.modules.conv import _ConvNd
 
 from gammabeta.norm.act import _has_hooks
-from gammabeta.surgery.fold_norms import is_norm
+from gammabeta.surgery.folding.norms import is_norm
 from gammabeta.surgery.tracing import Trace, trace
 from gammabeta.surgery.watching import UntraceableError
 

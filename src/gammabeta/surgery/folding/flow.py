@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd
 
 from gammabeta.norm.act import _has_hooks
-from gammabeta.surgery.fold_regions import Region
+from gammabeta.surgery.folding.regions import Region
 from gammabeta.surgery.match import _IN_PLACE
 
 _DROPPING = {"DropPath", "StochasticDepth", "DropBlock2d", "DropBlock3d"}  # timm's, torchvision's

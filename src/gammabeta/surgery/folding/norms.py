@@ -17,7 +17,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from gammabeta.norm import layers, renorm
 from gammabeta.norm.act import _BatchNormAct, _has_hooks
-from gammabeta.surgery.affine import Activate, ChannelAffine
+from gammabeta.surgery.folding.affine import Activate, ChannelAffine
 from gammabeta.surgery.survey import is_batch_norm
 
 _RANKS: dict[type, tuple[int, ...]] = {

@@ -14,12 +14,12 @@ from torch import nn
 from torch.fx import Node
 
 from gammabeta.norm.act import _BatchNormAct
-from gammabeta.surgery.affine import ChannelAffine
-from gammabeta.surgery.fold_flow import End, Flow, is_linear
-from gammabeta.surgery.fold_layers import Layers, why_not_after, why_not_before
-from gammabeta.surgery.fold_norms import Norm, is_norm, read
-from gammabeta.surgery.fold_regions import Regions
-from gammabeta.surgery.fold_weights import Folding
+from gammabeta.surgery.folding.affine import ChannelAffine
+from gammabeta.surgery.folding.flow import End, Flow, is_linear
+from gammabeta.surgery.folding.layers import Layers, why_not_after, why_not_before
+from gammabeta.surgery.folding.norms import Norm, is_norm, read
+from gammabeta.surgery.folding.regions import Regions
+from gammabeta.surgery.folding.weights import Folding
 from gammabeta.surgery.report import Entry
 
 Place = tuple[Flow, Node]

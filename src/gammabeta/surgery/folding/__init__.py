@@ -1,0 +1,1 @@
+"""The parts of :func:`gammabeta.surgery.fold.fold`: regions, flow, pairs, weights, verification."""
