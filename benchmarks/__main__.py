@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from benchmarks import (
     blocks,
+    fold,
     loader,
     memory,
     models,
@@ -14,7 +15,7 @@ from benchmarks import (
     training_loop,
 )
 
-for benchmark in (startup, statistics, loader, tiny, blocks, net_step, models, memory,
+for benchmark in (startup, statistics, loader, tiny, blocks, net_step, models, memory, fold,
                   training_loop):  # fmt: skip
     print(f"\n## {benchmark.__name__}\n", flush=True)
     benchmark.main()

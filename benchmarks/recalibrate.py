@@ -15,7 +15,8 @@ import copy
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +33,12 @@ from gammabeta.training.evaluate import evaluate
 from gammabeta.training.run import Run
 
 SAMPLES, SIZES = 10_000, (2, 8, 32, 128, 512)
+RIVAL = "torch update_bn"
 Method = Callable[[nn.Module, Sequence[Tensor]], Any]
 METHODS: dict[str, Method] = {
     "gammabeta": recalibrate,
     "gammabeta, one pass": lambda m, batches: recalibrate(m, batches, sequential=False),
-    "torch update_bn": lambda m, batches: update_bn(batches, m),
+    RIVAL: lambda m, batches: update_bn(batches, m),
 }
 
 
@@ -103,43 +105,62 @@ def row(
     return cells, lambda: timed(METHODS[name], model, batches)
 
 
+def network_of(run: Run, data: Dataset) -> nn.Module:
+    """Return the run's network in torch's own layers."""
+    network = TorchNet(len(data.classes), data.image_size)
+    network.load_state_dict(run.load_model().state_dict())
+    return network.to(memory_format=torch.channels_last).eval()
+
+
+def images_of(data: Dataset, count: int) -> Tensor:
+    """Return training images, augmented and in random order, always the same ones."""
+    loader = Loader(data.train, 500, data.normalization, data.augmentation)
+    taken = [images for images, _ in islice(loader.epoch(0), -(-count // 500))]
+    return torch.cat(taken)[:count].contiguous(memory_format=torch.channels_last)
+
+
+def compare(
+    network: nn.Module, data: Dataset, images: Tensor, size: int, rounds: int
+) -> Iterator[dict[str, object]]:
+    """Yield a row for each method at a batch size."""
+    exact = copy.deepcopy(network).double()
+    recalibrate(exact, images.double().split(500))
+    truth = found(exact)
+    measured = [row(network, data, name, images, size, truth) for name in METHODS]
+    seconds: list[list[float]] = [[] for _ in measured]
+    for _ in range(rounds):
+        for times, (_, again) in zip(seconds, measured, strict=True):
+            times.append(again())
+    rival = statistics.median(seconds[list(METHODS).index(RIVAL)])
+    for times, (cells, _) in zip(seconds, measured, strict=True):
+        middle = statistics.median(times)
+        low, high = min(times), max(times)
+        clock = {"s (median)": middle, "min": low, "max": high, f"of {RIVAL}": middle / rival}
+        yield cells | {name: f"{value:.2f}" for name, value in clock.items()} | {"rounds": rounds}
+
+
 def main() -> None:
     """Print and save a row for each batch size and method."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("run", type=Path)
-    parser.add_argument("--root", type=Path)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("run", type=Path, help="a run's folder")
+    parser.add_argument("--root", type=Path, help="where CIFAR-10 lies")
     parser.add_argument("--rounds", type=int, default=5, help="below 32 images a batch: one")
     parser.add_argument("--samples", type=int, default=SAMPLES)
+    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="batch sizes")
     options = parser.parse_args()
     runtime.configure("fp32", "cpu")
     print_machine()
     add_fvcore()
     run = Run.open(options.run)
     data = run.config.load_data(options.root)
-    network = TorchNet(len(data.classes), data.image_size)
-    network.load_state_dict(run.load_model().state_dict())
-    network = network.to(memory_format=torch.channels_last)
-    loader = Loader(data.train, 500, data.normalization, data.augmentation)
-    taken = [next_images for _, (next_images, _) in zip(
-        range(-(-options.samples // 500)), loader.epoch(0), strict=False)]  # fmt: skip
-    images = torch.cat(taken)[: options.samples].contiguous(memory_format=torch.channels_last)
-    before = evaluate(network.eval(), data.test, data.normalization)
+    network, images = network_of(run, data), images_of(data, options.samples)
+    before = evaluate(network, data.test, data.normalization)
     print(f"{len(images)} images; before: {100 * before.accuracy:.2f} %\n", flush=True)
-    exact = copy.deepcopy(network).double()
-    recalibrate(exact, images.double().split(500))
     rows: list[dict[str, object]] = []
-    for size in SIZES:
-        measured = [row(network, data, name, images, size, found(exact)) for name in METHODS]
-        seconds: list[list[float]] = [[] for _ in measured]
-        for _ in range(options.rounds if size >= 32 else 1):
-            for times, (_, again) in zip(seconds, measured, strict=True):
-                times.append(again())
-        for times, (cells, _) in zip(seconds, measured, strict=True):
-            middle = statistics.median(times)
-            share = middle / statistics.median(seconds[list(METHODS).index("torch update_bn")])
-            rows.append(cells | {"s (median)": f"{middle:.2f}", "min": f"{min(times):.2f}",
-                        "max": f"{max(times):.2f}", "of update_bn": f"{share:.2f}"})  # fmt: skip
-        print_table(rows[-len(METHODS) :])
+    for size in options.sizes:
+        rows += compare(network, data, images, size, options.rounds if size >= 32 else 1)
+        print(f"batches of {size} measured", flush=True)
+    print_table(rows)
     save_rows("recalibrate", rows)
 
 

@@ -10,14 +10,14 @@ import pytest
 
 sys.path.append(str(Path(__file__).parents[2]))  # benchmarks/ lies beside tests/
 
-from benchmarks import blocks, memory, rivals, tiny
+from benchmarks import blocks, fold, memory, recalibrate, rivals, tiny
 from gammabeta import runtime
 from gammabeta.bench.jobs import block_job
 from gammabeta.bench.measure import Samples
 from gammabeta.bench.report import FLOORS
 from gammabeta.bench.run import Measured
 from gammabeta.bench.subjects import EAGER_LAST, NET_BLOCKS, OURS, SUBJECTS
-from training_helpers import one_thread
+from training_helpers import one_thread, trained_run
 
 FLOOR = FLOORS["block"]
 
@@ -74,7 +74,32 @@ def test_tiny_measures_every_chain_in_every_mode(monkeypatch, capsys):
     assert capsys.readouterr().out.count("\n| BN") == len(saved)
 
 
-@pytest.mark.parametrize("name", ["blocks", "models", "net_step", "memory", "tiny"])
+def test_recalibration_is_compared_with_its_rivals(monkeypatch, tmp_path_factory):
+    run = str(trained_run(tmp_path_factory.getbasetemp()).path)
+    saved = []
+    arguments = ["--samples", "96", "--rounds", "1", "--sizes", "4", "32"]
+    monkeypatch.setattr(sys, "argv", ["recalibrate", run, *arguments])
+    monkeypatch.setattr(recalibrate, "save_rows", lambda _, rows: saved.extend(rows))
+    recalibrate.main()
+    ours = [row for row in saved if row["method"] == "gammabeta"]
+    others = [row for row in saved if row["method"] != "gammabeta"]
+    assert [row["batch"] for row in ours] == [4, 32]
+    assert max(float(row["variance off by"]) for row in ours) < 1e-4
+    assert max(float(row["reversed order"]) for row in ours) < 1e-4
+    assert min(float(row["variance off by"]) for row in others) > 1e-3
+
+
+def test_folding_is_compared_with_its_rivals(monkeypatch):
+    saved = []
+    monkeypatch.setattr(sys, "argv", ["fold", "net", "--rounds", "1"])
+    monkeypatch.setattr(fold, "save_rows", lambda _, rows: saved.extend(rows))
+    fold.main()
+    assert saved
+
+
+@pytest.mark.parametrize(
+    "name", ["blocks", "models", "net_step", "memory", "tiny", "fold", "recalibrate"]
+)
 def test_each_has_help(name, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [name, "--help"])
     with pytest.raises(SystemExit) as ended:
