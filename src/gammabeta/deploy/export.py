@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
 
@@ -77,7 +79,7 @@ def export(
     scaling = _scaling(metadata, inputs) if with_preprocessing else None
     calibration = None if int8 is None else samples(int8, len(inputs))
     job = Job(target, inputs, metadata, with_preprocessing)
-    with torch.random.fork_rng(_cuda_devices()), torch.inference_mode(False), torch.no_grad():
+    with _aside():
         reference = evaluating(model)
         ordinary = plain(reference)
         expected = expect(_taking(reference, scaling), _taking(ordinary, scaling), inputs)
@@ -164,5 +166,14 @@ def _match(metadata: Metadata, inputs: tuple[Tensor, ...], expected: Expectation
         raise GammabetaError(f"metadata says images of {size} pixels, but the example has {shape}")
 
 
-def _cuda_devices() -> list[int]:
-    return list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+@contextmanager
+def _aside() -> Iterator[None]:
+    """Compute plainly in float32, whatever the caller is in, and give random generators back."""
+    cuda = range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0)
+    with (
+        torch.random.fork_rng(list(cuda)),
+        torch.inference_mode(False),
+        torch.no_grad(),
+        torch.autocast("cpu", enabled=False),
+    ):
+        yield

@@ -15,6 +15,7 @@ from torch.export import ExportedProgram
 
 from gammabeta.deploy.metadata import PT2_NAME
 from gammabeta.deploy.verify import Runner, tensors
+from gammabeta.errors import GammabetaError
 
 
 def archive(program: ExportedProgram, entries: Mapping[str, Any]) -> bytes:
@@ -28,10 +29,18 @@ def archive(program: ExportedProgram, entries: Mapping[str, Any]) -> bytes:
 
 
 def runner(path: Path) -> Runner:
-    """Load an archive as its user will, and return what runs it."""
-    with path.open("rb") as file, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        module = torch.export.load(io.BytesIO(file.read())).module()
+    """Load an archive as its user will, and return what runs it.
+
+    Raises:
+        GammabetaError: If torch cannot read it.
+    """
+    try:
+        with path.open("rb") as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            module = torch.export.load(io.BytesIO(file.read())).module()
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise GammabetaError(f"torch.export.load refuses the file: {reason}") from error
 
     def run(batch: tuple[Tensor, ...]) -> list[Tensor]:
         return tensors(module(*batch))

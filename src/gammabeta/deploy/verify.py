@@ -6,9 +6,10 @@ the unit roundoff of float32 the largest difference between file and model may b
 
     8 · max|y - z| + 16 · u · max|y|
 
-where the second term keeps the bound from vanishing where the noise happens to be small. If the
-float64 copy cannot run, the noise is unknown and the bound is 10⁻⁴ · max|y|: about what a network
-of some hundred layers shows. Both are taken over all samples, output by output.
+where the second term keeps the bound from vanishing where the noise happens to be small. It is
+never above max|y| / 100, from where on agreement would say nothing. If the float64 copy cannot run,
+the noise is unknown and the bound is 10⁻⁴ · max|y|: more than what a network of some hundred layers
+shows. All are taken over all samples, output by output.
 
 The class is the place of the largest logit. Where it differs although the logits agree within the
 bound, the model itself is as near to a tie as twice the bound, and the difference says nothing.
@@ -37,7 +38,7 @@ CHUNK = 128
 SIZES = (1, 3)
 """Batch sizes that are tried besides the example's own."""
 UNIT = 2.0**-24
-_UNKNOWN = 1e-4
+_UNKNOWN, _MOST = 1e-4, 1e-2  # bounds as shares of the largest value
 
 
 def batches(inputs: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, ...]]:
@@ -196,6 +197,7 @@ def tensors(result: Any) -> list[Tensor]:
 
 
 def _run_model(model: nn.Module, batch: tuple[Tensor, ...]) -> list[Tensor]:
+    before = torch.get_rng_state()
     try:
         with torch.no_grad():
             outputs = tensors(model(*(x.clone() for x in batch)))
@@ -205,6 +207,11 @@ def _run_model(model: nn.Module, batch: tuple[Tensor, ...]) -> list[Tensor]:
         raise GammabetaError(f"the model fails on inputs of shape {shapes}: {reason}") from error
     if not outputs:
         raise GammabetaError("the model returns no tensor that could be compared")
+    if not torch.equal(before, torch.get_rng_state()):
+        raise GammabetaError(
+            "the model draws random numbers in eval mode too, so that no file could agree with it: "
+            "F.dropout needs training=self.training"
+        )
     if not all(bool(y.isfinite().all()) for y in outputs):
         raise GammabetaError("the model computes NaN or infinity on the example; mend it first")
     return [y.clone() for y in outputs]
@@ -226,7 +233,9 @@ def _noise(y: Tensor, exact: list[Tensor] | None, index: int) -> float:
 
 
 def _bound(noise: float, largest: float) -> float:
-    return 8 * noise + 16 * UNIT * largest if math.isfinite(noise) else _UNKNOWN * largest
+    if not math.isfinite(noise):
+        return _UNKNOWN * largest
+    return min(8 * noise + 16 * UNIT * largest, _MOST * largest)
 
 
 def _magnitude(y: Tensor) -> float:
