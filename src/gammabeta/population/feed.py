@@ -130,6 +130,7 @@ def size_of(batch: Any) -> int:
     """Return how many samples a batch holds: what its first tensor has on its first axis.
 
     Example:
+        >>> import torch
         >>> size_of({"image": torch.zeros(8, 3), "label": torch.zeros(8)})
         8
     """
