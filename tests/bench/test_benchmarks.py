@@ -98,7 +98,7 @@ def test_folding_is_compared_with_its_rivals(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "name", ["blocks", "models", "net_step", "memory", "tiny", "fold", "recalibrate"]
+    "name", ["blocks", "models", "net_step", "memory", "tiny", "fold", "recalibrate", "export"]
 )
 def test_each_has_help(name, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [name, "--help"])
