@@ -4,7 +4,7 @@ Activations become uint8, weights int8 with a scale for each output channel, and
 bits are used. On x86 processors without VNNI the product of a uint8 and an int8 pair is summed in
 16 bits, and 2 · 255 · 127 does not fit; 2 · 255 · 64 does. So the file gives the same numbers on
 both kinds of machine. On those with VNNI this costs no time and hardly any accuracy;
-``docs/export.md`` has the figures.
+``docs/results.md`` has the figures.
 """
 
 from __future__ import annotations
