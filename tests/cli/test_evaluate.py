@@ -12,8 +12,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from gammabeta import Net
-from gammabeta.training.checkpoint import load_weights
 from gammabeta.training.evaluate import evaluate
+from gammabeta.training.weights import load_weights
 from training_helpers import call, digits, trained_run
 
 

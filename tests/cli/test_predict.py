@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from safetensors.torch import save_file
 
-from gammabeta.training.checkpoint import load_weights
+from gammabeta.training.weights import load_weights
 from training_helpers import call, digits, trained_run
 
 

@@ -11,8 +11,8 @@ import subprocess
 import pytest
 import torch
 
-from gammabeta.training.checkpoint import load_weights
 from gammabeta.training.run import Run
+from gammabeta.training.weights import load_weights
 from training_helpers import PROGRAM, call, trained_run
 
 

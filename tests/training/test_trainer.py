@@ -11,9 +11,10 @@ import torch
 
 from gammabeta.data import Normalization, Split
 from gammabeta.errors import GammabetaError, NonFiniteLossError, RunError
-from gammabeta.training.checkpoint import load_state, load_weights
+from gammabeta.training.checkpoint import load_state
 from gammabeta.training.events import BatchDone, EpochDone, Evaluating, LossLogged
 from gammabeta.training.trainer import StoppedError, Trainer
+from gammabeta.training.weights import load_weights
 from training_helpers import digits, leftovers, make_run, slice_of, small, start, untimed
 
 # small() serves 44 images: 6 batches an epoch, the last of 4.

@@ -111,8 +111,8 @@ def _open(
     from gammabeta.data import load
     from gammabeta.errors import GammabetaError
     from gammabeta.models import Net
-    from gammabeta.training.checkpoint import apply_weights, load_weights
     from gammabeta.training.run import Run
+    from gammabeta.training.weights import apply_weights, load_weights
 
     source = weights or run
     if source is None:

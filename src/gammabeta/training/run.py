@@ -19,13 +19,9 @@ from gammabeta import data
 from gammabeta.data.dataset import Dataset, Normalization, Progress
 from gammabeta.errors import GammabetaError, RunError
 from gammabeta.models import Net
-from gammabeta.training.checkpoint import (
-    apply_weights,
-    load_weights,
-    save_model,
-    write_atomically,
-)
+from gammabeta.training.checkpoint import save_model, write_atomically
 from gammabeta.training.recipe import Recipe
+from gammabeta.training.weights import apply_weights, load_weights
 
 
 @dataclass(frozen=True, kw_only=True)
