@@ -17,6 +17,7 @@ LEVELS = {
     "gammabeta.errors": 0,
     "gammabeta.equations": 0,
     "gammabeta.equations_act": 1,
+    "gammabeta.files": 1,
     "gammabeta.moments": 1,
     "gammabeta.runtime": 1,
     "gammabeta.data": 1,

@@ -6,6 +6,8 @@ prints that line alone and exits with status 2; a library user catches :class:`G
 
 from __future__ import annotations
 
+from pathlib import Path
+
 
 class GammabetaError(Exception):
     """Something the user can mend: a wrong argument, a bad file, a full disk."""
@@ -17,6 +19,17 @@ class DataError(GammabetaError):
 
 class RunError(GammabetaError):
     """A run folder or a checkpoint is missing, damaged, or would be overwritten."""
+
+
+class DamagedError(RunError):
+    """A file of ours is not what was written into it; ``path`` names it."""
+
+    def __init__(self, path: Path, remedy: str = "") -> None:
+        super().__init__(
+            f"{path}: is damaged: its content does not match its checksum"
+            + (f"; {remedy}" if remedy else "")
+        )
+        self.path = path
 
 
 class NonFiniteLossError(GammabetaError):

@@ -10,7 +10,8 @@ import pytest
 
 import gammabeta
 from gammabeta.errors import GammabetaError
-from gammabeta.insight.render import LANGUAGES, finite, messages, page, write
+from gammabeta.files import finite
+from gammabeta.insight.render import LANGUAGES, messages, page, write
 
 INSIGHT = Path(gammabeta.__file__).parent / "insight"
 DOCS = Path(__file__).parents[2] / "docs"

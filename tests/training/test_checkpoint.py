@@ -1,24 +1,20 @@
-"""Files are whole or absent, run no code when read, and say how they do not fit."""
+"""The files of a checkpoint come back to the bit, run no code, and tell damage from content."""
 
 from __future__ import annotations
 
-import errno
 import pickle
+import random
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
+from torch import nn
 
 from gammabeta import Net
 from gammabeta.errors import RunError
-from gammabeta.training.checkpoint import (
-    load_state,
-    save_model,
-    save_state,
-    write_atomically,
-)
+from gammabeta.training.checkpoint import check_safetensors, load_state, save_model, save_state
 from gammabeta.training.weights import load_weights
-from training_helpers import leftovers
 
 
 @pytest.fixture(scope="module")
@@ -32,55 +28,6 @@ def refusal(act, *args):
     message = str(error.value)
     assert "\n" not in message
     return message
-
-
-@pytest.mark.parametrize(
-    "failure",
-    [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("unexpected pos 64 vs 0\n…")],
-    ids=["full disk", "torch"],
-)
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(failure, tmp_path):
-    path = tmp_path / "state.pt"
-    path.write_bytes(b"old")
-
-    def fail(file):
-        file.write(b"half of the ne")
-        raise failure
-
-    message = refusal(write_atomically, path, fail)
-    assert message.startswith(f"{path}: cannot be written (")
-    assert path.read_bytes() == b"old"
-    assert leftovers(tmp_path) == []
-
-
-@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError], ids=lambda e: e.__name__)
-def test_a_stopped_write_leaves_the_old_file_and_nothing_else(error, tmp_path):
-    path = tmp_path / "state.pt"
-    path.write_bytes(b"old")
-
-    def stop(file):
-        file.write(b"half")
-        raise error
-
-    with pytest.raises(error):
-        write_atomically(path, stop)
-    assert (path.read_bytes(), leftovers(tmp_path)) == (b"old", [])
-
-
-@pytest.mark.parametrize("name", ["absent/x.png", "file/x.png", "x" * 300, "folder"])
-def test_a_place_that_cannot_be_written_is_refused_by_name(name, tmp_path):
-    (tmp_path / "file").write_bytes(b"")
-    (tmp_path / "folder" / "full").mkdir(parents=True)
-    message = refusal(write_atomically, tmp_path / name, lambda file: file.write(b"x"))
-    assert str(tmp_path / name) in message
-    assert leftovers(tmp_path) == []
-
-
-def test_a_write_replaces_the_old_file(tmp_path):
-    path = tmp_path / "x"
-    for content in (b"one", b"two"):
-        write_atomically(path, lambda file, content=content: file.write(content))
-        assert path.read_bytes() == content
 
 
 def test_state_and_model_come_back_to_the_bit(net, tmp_path):
@@ -123,3 +70,59 @@ def test_a_cut_off_file_is_refused(read, keep, net, tmp_path):
     save_state(path, {"model": net.state_dict()})
     path.write_bytes(path.read_bytes()[:keep])
     assert str(path) in refusal(read, path)
+
+
+@pytest.mark.parametrize("name", ["m.safetensors", "other.safetensors"])
+def test_a_flipped_byte_in_a_model_is_refused(name, net, tmp_path):
+    path, noise = tmp_path / name, random.Random(2)
+    save_model(path, net)
+    check_safetensors(path)
+    assert safetensors.torch.load_file(path).keys() == net.state_dict().keys()
+    with path.open("r+b") as file:
+        for _ in range(20):  # the first page is the header's, the rest is data
+            position = noise.randrange(path.stat().st_size)
+            flip(file, position)
+            with pytest.raises(RunError, match=r"safetensors: is "):
+                load_weights(path)
+            flip(file, position)
+    load_weights(path)
+
+
+def flip(file, position):
+    file.seek(position)
+    (byte,) = file.read(1)
+    file.seek(position)
+    file.write(bytes([byte ^ 1]))
+    file.flush()
+
+
+def test_every_flipped_byte_of_a_small_model_is_refused(tmp_path):
+    path, net = tmp_path / "m.safetensors", nn.BatchNorm1d(3)
+    save_model(path, net)
+    whole, noise = path.read_bytes(), random.Random(3)
+    for position in range(len(whole)):
+        damaged = bytearray(whole)
+        damaged[position] ^= 1 << noise.randrange(8)
+        path.write_bytes(damaged)
+        with pytest.raises((RunError, safetensors.SafetensorError)):
+            read_ours(path)
+
+
+def read_ours(path):
+    check_safetensors(path, ours=True)
+    safetensors.torch.load_file(path)
+
+
+def test_models_of_others_have_no_checksum_and_are_read(net, tmp_path):
+    path = tmp_path / "m.safetensors"
+    for metadata in (None, {"format": "pt"}, {"sha256": "0" * 64}):
+        tensors = {key: value.contiguous() for key, value in net.state_dict().items()}
+        safetensors.torch.save_file(tensors, path, metadata)
+        check_safetensors(path)
+        assert load_weights(path).keys() == net.state_dict().keys()
+
+
+def test_the_same_model_gives_the_same_bytes(net, tmp_path):
+    for name in ("a", "b"):
+        save_model(tmp_path / name, net)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()

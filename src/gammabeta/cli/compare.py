@@ -198,7 +198,7 @@ def _left(status: Status) -> str:
 def _write(comparison: Comparison, page: Path, lang: str) -> None:
     import json
 
-    from gammabeta.training.checkpoint import write_atomically
+    from gammabeta.files import write_atomically
 
     text = json.dumps(comparison.to_dict(), indent=1, allow_nan=False)
     comparison.to_html(page, lang)

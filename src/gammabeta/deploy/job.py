@@ -23,8 +23,8 @@ from gammabeta.deploy.quantize import judge, quantize
 from gammabeta.deploy.session import open_session, read_file, run_session
 from gammabeta.deploy.verify import Expectation, Runner, compare
 from gammabeta.errors import GammabetaError
+from gammabeta.files import write_atomically
 from gammabeta.surgery.report import Report
-from gammabeta.training.checkpoint import write_atomically
 
 T = TypeVar("T")
 

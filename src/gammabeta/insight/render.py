@@ -12,7 +12,6 @@ of a figure. In a script (``assets/charts.js``): ``GB.data``, ``GB.t(key, {n: 5}
 from __future__ import annotations
 
 import json
-import math
 import os
 import tomllib
 from collections.abc import Callable, Mapping
@@ -24,7 +23,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from gammabeta.errors import GammabetaError
-from gammabeta.training.checkpoint import write_atomically
+from gammabeta.files import finite, write_atomically
 
 Lang = Literal["en", "zh"]
 LANGUAGES: tuple[str, ...] = get_args(Lang)
@@ -142,17 +141,6 @@ def script_json(value: object) -> str:
     """
     text = json.dumps(finite(value), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
-
-
-def finite(value: Any) -> Any:
-    """Return a copy of a JSON-able value in which None stands for what JSON cannot say."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(key): finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    return value
 
 
 @cache

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from gammabeta.errors import GammabetaError, RunError
-from gammabeta.training.checkpoint import write_atomically
+from gammabeta.files import write_atomically
 
 LOG_EVERY = 100
 """Batches between two logged losses, as in the tutorial."""

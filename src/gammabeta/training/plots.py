@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 
-from gammabeta.training.checkpoint import write_atomically
+from gammabeta.files import write_atomically
 from gammabeta.training.events import read_metrics
 
 _BLUE, _ORANGE = "#1f5fa8", "#d9730d"

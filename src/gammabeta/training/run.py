@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import secrets
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,8 +17,9 @@ import gammabeta
 from gammabeta import data
 from gammabeta.data.dataset import Dataset, Normalization, Progress
 from gammabeta.errors import GammabetaError, RunError
+from gammabeta.files import flush_folder, folder_beside, sweep, write_atomically
 from gammabeta.models import Net
-from gammabeta.training.checkpoint import save_model, write_atomically
+from gammabeta.training.checkpoint import save_model
 from gammabeta.training.recipe import Recipe
 from gammabeta.training.weights import apply_weights, load_weights
 
@@ -145,20 +145,19 @@ class Run:
             RunError: If the folder already holds anything, or cannot be written.
         """
         refuse_occupied(path, training=False)
-        stage = path.parent / f".{secrets.token_hex(8)}"
+        sweep(path.parent)
         try:
-            stage.mkdir(parents=True)
-            for name in ("config.json", self.metrics.name, self.curves.name):
-                if (self.path / name).exists():
-                    shutil.copyfile(self.path / name, stage / name)
-            for name, content in files.items():
-                (stage / name).write_bytes(content)
-            save_model(stage / self.model.name, model)
-            stage.rename(path)
+            with folder_beside(path) as stage:
+                for name in ("config.json", self.metrics.name, self.curves.name):
+                    if (self.path / name).exists():
+                        shutil.copyfile(self.path / name, stage / name)
+                for name, content in files.items():
+                    (stage / name).write_bytes(content)
+                save_model(stage / self.model.name, model)
+                stage.rename(path)
+            flush_folder(path.parent)
         except OSError as error:
             raise RunError(f"{path}: cannot be made into a run folder: {error.strerror}") from None
-        finally:
-            shutil.rmtree(stage, ignore_errors=True)
         return Run(path, self.config)
 
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from gammabeta.errors import RunError
-from gammabeta.training.checkpoint import load_state
+from gammabeta.training.checkpoint import check_safetensors, load_state
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
@@ -41,6 +41,7 @@ def load_weights(path: Path) -> dict[str, Tensor]:
 
 def _load_safetensors(path: Path) -> dict[str, Tensor]:
     try:
+        check_safetensors(path)
         return load_file(path)
     except FileNotFoundError:
         raise RunError(f"{path}: no such file") from None
