@@ -1,4 +1,4 @@
-"""Compiled CPU kernels are kept on disk; where they cannot be, or Numba is missing, speed is lost.
+"""Compiled CPU kernels are kept on disk; where they cannot be, speed is lost.
 
 And one run in which every access to memory is checked.
 """
@@ -85,19 +85,6 @@ def test_damaged_files_only_cost_speed(copied, damage, suffix):
     again = run(copied)
     assert again[:2] == (function, values)
     assert len(again[2]) == len(first)
-
-
-def test_without_numba_the_eager_path_serves(copied):
-    _, values, *_ = run(copied)
-    without = f"import sys; sys.modules['numba'] = None\n{RUN}"
-    eager, expected, logged, errors = run(copied, without)
-    assert "FusedBatchNorm" not in eager
-    assert values == pytest.approx(expected, abs=1e-5)
-    assert not logged
-    assert not errors
-    asked = without.replace('activation="relu"', 'activation="relu", backend="numba"')
-    done = python(f"import sys; sys.path.insert(0, {str(copied.parent)!r})\n{asked}")
-    assert "GammabetaError: backend='numba' cannot serve this call: Numba" in done.stderr
 
 
 CHECKED = """

@@ -6,6 +6,7 @@ others. The loops see addresses and sizes only, so nothing may pass that it has 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -20,6 +21,7 @@ from gammabeta.norm.kernels import forked as forked
 from gammabeta.norm.kernels import layout
 from gammabeta.norm.kernels.tracing import watched
 
+_log = logging.getLogger("gammabeta")
 _DTYPES = (torch.float32, torch.bfloat16)
 _PLAIN = (Tensor, torch.nn.Parameter)
 _NO_EPS = 1e-300
@@ -160,12 +162,27 @@ def unavailable() -> str | None:
 
 @cache
 def _function() -> Callable[..., tuple[Tensor, Tensor | None, Tensor | None]] | str:
-    """Import what needs Numba, and return why if that fails: gammabeta works without it."""
+    """Return what computes, or, having said so, why Numba cannot: gammabeta works without it."""
     try:
-        from gammabeta.norm.kernels import operator as operator  # registers it
-        from gammabeta.norm.kernels.autograd import fused_batch_norm
-    except ImportError as error:
-        return f"Numba cannot be imported ({error})"
+        return _compiled()
+    except Exception as error:  # noqa: BLE001 (an installation can be broken in any way)
+        first = (str(error).splitlines() or [""])[0]
+        reason = f"Numba cannot be used ({type(error).__name__}: {first})"
+    _log.warning("no compiled CPU kernels, torch's own operators serve instead: %s", reason)
+    return reason
+
+
+def _compiled() -> Callable[..., tuple[Tensor, Tensor | None, Tensor | None]]:
+    """Import what needs Numba, and have it compile the loop that every call needs."""
+    import numba
+
+    if numba.config.DISABLE_JIT:
+        raise ImportError("NUMBA_DISABLE_JIT is set")
+    from gammabeta.norm.kernels import operator as operator  # registers it
+    from gammabeta.norm.kernels.autograd import fused_batch_norm
+    from gammabeta.norm.kernels.native.launch import conductor
+
+    conductor()
     return fused_batch_norm
 
 

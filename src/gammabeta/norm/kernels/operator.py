@@ -19,22 +19,10 @@ from gammabeta.norm.kernels.autograd import (
     is_batched,
     kept_output,
 )
+from gammabeta.norm.kernels.library import register
 from gammabeta.norm.kernels.native.variant import APART, MASKED
 from gammabeta.norm.kernels.program import Plan, plan_of, pooled_size
 from gammabeta.norm.kernels.tracing import watched
-
-_library = torch.library.Library("gammabeta", "DEF")
-_library.define(
-    "batch_norm(Tensor x, Tensor? weight, Tensor? bias, Tensor? residual, Tensor? mean, "
-    "Tensor? var, float eps, str activation, float slope, int pool) "
-    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)"
-)
-_library.define(
-    "batch_norm_backward(Tensor dy, Tensor x, Tensor? weight, Tensor? bias, Tensor? residual, "
-    "Tensor? y, Tensor saved, Tensor codes, float eps, str activation, float slope, int pool, "
-    "bool added, bool constant, bool needs_x, bool needs_affine) "
-    "-> (Tensor, Tensor, Tensor, Tensor)"
-)
 
 
 def _forward_operator(
@@ -139,10 +127,4 @@ def _backward_recorded(ctx: Any, dy: Tensor | None, *_: Any) -> tuple[Tensor | N
     return *(grad if wanted else None for grad, wanted in zip(found, needs, strict=True)), *none
 
 
-_library.impl("batch_norm", _forward_operator, "CPU")
-_library.impl("batch_norm_backward", _backward_operator, "CPU")
-torch.library.register_fake("gammabeta::batch_norm", _forward_shapes, lib=_library)
-torch.library.register_fake("gammabeta::batch_norm_backward", _backward_shapes, lib=_library)
-torch.library.register_autograd(
-    "gammabeta::batch_norm", _backward_recorded, setup_context=_save_recorded, lib=_library
-)
+register()

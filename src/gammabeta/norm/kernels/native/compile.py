@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -62,13 +64,24 @@ def _compiled(v: Variant) -> Any:
 
     signature = types.void(POINTER)
     began = time.perf_counter()
-    try:
-        compiled = cfunc(signature, nopython=True, cache=True)(loop)
-    except Exception:  # noqa: BLE001 (nowhere to write, or damaged files of any kind)
-        compiled = cfunc(signature, nopython=True)(loop)
+    with _enabled():
+        try:
+            compiled = cfunc(signature, nopython=True, cache=True)(loop)
+        except Exception:  # noqa: BLE001 (nowhere to write, or damaged files of any kind)
+            compiled = cfunc(signature, nopython=True)(loop)
     if not compiled.cache_hits:
         _announce(v, time.perf_counter() - began)
     return compiled
+
+
+@contextmanager
+def _enabled() -> Iterator[None]:
+    """Compile even if somebody has switched Numba off since these kernels were chosen."""
+    disabled, numba.config.DISABLE_JIT = numba.config.DISABLE_JIT, 0
+    try:
+        yield
+    finally:
+        numba.config.DISABLE_JIT = disabled
 
 
 _announced = False

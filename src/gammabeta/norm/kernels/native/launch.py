@@ -39,7 +39,8 @@ def _parallel() -> int:
 
 
 @cache
-def _conductor() -> Any:
+def conductor() -> Any:
+    """Return the compiled loop that runs all others."""
     return ctypes.CFUNCTYPE(None, ctypes.c_void_p)(address(Variant("sequence.conduct", "float32")))
 
 
@@ -62,7 +63,7 @@ class Sequence:
             self._words[HEAD + STEP * i] = address(v)
             self._words[HEAD + STEP * i + 1] = ctypes.addressof(task)
             self._words[HEAD + STEP * i + 2] = 1
-        self._run = _conductor()
+        self._run = conductor()
         self._here = ctypes.addressof(self._words)
 
     def __call__(self) -> None:
