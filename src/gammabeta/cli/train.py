@@ -153,6 +153,7 @@ def _begin(console: Console, given: dict[str, Any]) -> tuple[Run, Dataset]:
         precision=machine.precision,
         device=machine.device,
         threads=machine.threads,
+        files=dataset.files,
     )
     path = given["out"] or fresh_path(RUNS, f"{dataset.name}-{recipe.name}")
     run = Run.create(path, config)

@@ -8,10 +8,19 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from gammabeta.data.dataset import Augmentation, Dataset, Normalization, Progress, Split
+from gammabeta.data.dataset import Augmentation, Dataset, Files, Normalization, Progress, Split
 from gammabeta.errors import DataError
 
-__all__ = ["Augmentation", "Dataset", "Normalization", "Progress", "Split", "default_root", "load"]
+__all__ = [
+    "Augmentation",
+    "Dataset",
+    "Files",
+    "Normalization",
+    "Progress",
+    "Split",
+    "default_root",
+    "load",
+]
 
 ROOT_VARIABLE = "GAMMABETA_DATA"
 
@@ -29,6 +38,7 @@ def load(
     root: str | os.PathLike[str] | None = None,
     image_size: int = 32,
     skip_unreadable: bool = False,
+    files: Files | None = None,
     progress: Progress | None = None,
 ) -> Dataset:
     """Read a data set into memory, downloading CIFAR-10 where it is not yet on the disk.
@@ -38,6 +48,7 @@ def load(
         root: Where CIFAR-10 lies or will be put; by default :func:`default_root`.
         image_size: Height and width that digits and folder images are resized to.
         skip_unreadable: Leave out unreadable image files instead of refusing the folder.
+        files: Of a folder, use these images and no others: a run's, to continue or measure it.
         progress: Called during downloads and decoding.
 
     Raises:
@@ -65,5 +76,9 @@ def load(
     from gammabeta.data.folder import load_folder
 
     return load_folder(
-        Path(data), image_size=image_size, skip_unreadable=skip_unreadable, progress=progress
+        Path(data),
+        image_size=image_size,
+        skip_unreadable=skip_unreadable,
+        files=files,
+        progress=progress,
     )

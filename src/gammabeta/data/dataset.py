@@ -64,6 +64,21 @@ class Normalization:
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
 
 
+@dataclass(frozen=True)
+class Files:
+    """Which images of a folder make up its splits, for a run to find them again.
+
+    Args:
+        train: The training images' paths relative to the folder, with slashes, in order.
+        test: The same for the test images.
+        drawn: Whether the split was drawn by the program, not made by the folder.
+    """
+
+    train: tuple[str, ...]
+    test: tuple[str, ...]
+    drawn: bool = False
+
+
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """A named data set with a training and a test split.
@@ -76,6 +91,7 @@ class Dataset:
         augmentation: What may be done to this data's training images.
         normalization: How bytes become the network's input.
         notes: Sentences for the user about how the data was found or split.
+        files: The images of a folder by name; None for data that never changes.
     """
 
     name: str
@@ -85,6 +101,7 @@ class Dataset:
     augmentation: Augmentation = Augmentation()
     normalization: Normalization = Normalization()
     notes: tuple[str, ...] = ()
+    files: Files | None = None
 
     @property
     def image_size(self) -> int:

@@ -24,10 +24,11 @@ from gammabeta.errors import DataError
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from gammabeta.data.dataset import Progress
+    from gammabeta.data.dataset import Files, Progress
     from gammabeta.data.layout import Plan
 
 LISTED = 20
+SHOWN_TWINS = 3
 
 
 def load_folder(
@@ -36,15 +37,17 @@ def load_folder(
     image_size: int = 32,
     seed: int = 0,
     skip_unreadable: bool = False,
+    files: Files | None = None,
     memory_limit: int | None = None,
     cache: Path | None = None,
     progress: Progress | None = None,
 ) -> Dataset:
     """Load a folder of JPEG, PNG, WebP, BMP or GIF pictures.
 
-    With ``train/`` and ``test/`` (or ``val/``, ``valid/``, ``validation/``) inside, each with one
-    subfolder a class, these are the splits. Otherwise the subfolders are the classes, and of each
-    one image in five, drawn with ``seed``, is kept for testing. Classes are sorted by name.
+    With ``train/`` and ``test/`` (or ``Training/``, ``val/``, ``validation_set/`` and their like)
+    inside, each with one subfolder a class, these are the splits. Otherwise the subfolders are the
+    classes, and of each about one image in five is kept for testing, by a hash of its name: other
+    files that come or go do not move it. Classes are sorted by name.
 
     Args:
         directory: The folder; its name becomes the data set's.
@@ -52,6 +55,7 @@ def load_folder(
         seed: Seed of the split, where the folder does not make one itself. Each seed has its own
             order of files, hence its own cache file.
         skip_unreadable: Leave out images that cannot be read, and say so in the notes.
+        files: Use these images in this order, as a run did, and tell what is new or gone.
         memory_limit: Bytes that decoded images may take before they are kept in a memory-mapped
             file instead; by default half of the memory that is free.
         cache: Folder of that file; by default one in the user's cache folder.
@@ -68,7 +72,7 @@ def load_folder(
             images (all are named), or if the cache cannot be written.
     """
     check_image_size(image_size)
-    plan = plan_splits(Path(directory), seed)
+    plan = plan_splits(Path(directory), seed, files)
     limit = _half_of_free_memory() if memory_limit is None else memory_limit
     if limit is None or len(plan.files) * image_size * image_size * 3 <= limit:
         decoded = decode_in_memory(plan.files, image_size, progress)
@@ -79,9 +83,16 @@ def load_folder(
         )
     kept = _kept(plan, decoded, skip_unreadable)
     train, test = plan.split(kept, decoded.images)
-    notes = (*plan.notes, *_decoding_notes(plan, decoded))
-    name = printable(plan.root.resolve().name)
-    return Dataset(name=name, train=train, test=test, classes=plan.classes, notes=notes)
+    twins = [] if decoded.cache else _twins_note(plan, kept, decoded.images)
+    notes = (*plan.notes, _count_note(plan, kept), *twins, *_decoding_notes(plan, decoded))
+    return Dataset(
+        name=printable(plan.root.resolve().name),
+        train=train,
+        test=test,
+        classes=plan.classes,
+        notes=notes,
+        files=plan.kept_files(kept),
+    )
 
 
 def _kept(plan: Plan, decoded: Decoded, skip_unreadable: bool) -> npt.NDArray[np.bool_]:
@@ -107,6 +118,44 @@ def _kept(plan: Plan, decoded: Decoded, skip_unreadable: bool) -> npt.NDArray[np
     return kept
 
 
+def _count_note(plan: Plan, kept: npt.NDArray[np.bool_]) -> str:
+    """List the classes with their images, so that a folder read the wrong way is seen at once."""
+    counts = []
+    for part in (slice(plan.train_count), slice(plan.train_count, None)):
+        counts.append(np.bincount(plan.labels[part][kept[part]], minlength=len(plan.classes)))
+    each = zip(plan.classes, *counts, strict=True)
+    listed = [f"{printable(name)} {train}+{test}" for name, train, test in each]
+    more = f" and {len(listed) - LISTED} more" if len(listed) > LISTED else ""
+    return f"classes (training + test images): {', '.join(listed[:LISTED])}{more}"
+
+
+def _twins_note(
+    plan: Plan, kept: npt.NDArray[np.bool_], images: npt.NDArray[np.uint8]
+) -> list[str]:
+    """Tell which test images are also training images under another name."""
+    files = [plan.files[index] for index in np.flatnonzero(kept)]
+    border = int(kept[: plan.train_count].sum())
+    seen = {
+        hash(image.tobytes()): path for image, path in zip(images, files[:border], strict=False)
+    }
+    twins = [
+        f"{_relative(plan, path)} = {_relative(plan, seen[key])}"
+        for image, path in zip(images[border:], files[border:], strict=True)
+        if (key := hash(image.tobytes())) in seen
+    ]
+    if not twins:
+        return []
+    more = f" and {len(twins) - SHOWN_TWINS} more" if len(twins) > SHOWN_TWINS else ""
+    return [
+        f"{len(twins)} of {len(files) - border} test images equal a training image at this size, "
+        f"so accuracy may look better than it is: {', '.join(twins[:SHOWN_TWINS])}{more}"
+    ]
+
+
+def _relative(plan: Plan, path: Path) -> str:
+    return printable(path.relative_to(plan.root))
+
+
 def _decoding_notes(plan: Plan, decoded: Decoded) -> list[str]:
     notes = []
     if decoded.unreadable:
@@ -124,7 +173,7 @@ def _count_unreadable(plan: Plan, decoded: Decoded) -> str:
 def _unreadable(plan: Plan, decoded: Decoded) -> str:
     """Name the unreadable files with the reason, up to a readable number of them."""
     named = [
-        f"{printable(plan.files[index].relative_to(plan.root))} ({why})"
+        f"{_relative(plan, plan.files[index])} ({why})"
         for index, why in sorted(decoded.unreadable.items())[:LISTED]
     ]
     more = len(decoded.unreadable) - len(named)

@@ -1,33 +1,42 @@
 """Decide which image of a folder goes to which split, before any is decoded.
 
-A folder that holds ``train/`` and ``test/`` has decided itself; any other folder of classes is
-split here, by a seed, so that every class is on both sides.
+A folder that holds ``train/`` and ``test/`` has decided itself. Any other folder of classes is
+split here, each image by a hash of its own name: whatever files come, go or are renamed, no other
+image changes sides. A run keeps the names that it was trained and measured on, and gets them back.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gammabeta.data.dataset import Split
+from gammabeta.data.dataset import Files, Split
 from gammabeta.data.image import FORMAT_NAMES, printable
-from gammabeta.data.tree import images_by_class, subfolders
+from gammabeta.data.splits import Sides, choose_sides, has_sides
+from gammabeta.data.tree import holds_images, images_by_class, relative_name, subfolders
 from gammabeta.errors import DataError
 
 if TYPE_CHECKING:
+    from collections import Counter
+    from collections.abc import Sequence
     from pathlib import Path
 
     import numpy.typing as npt
 
-TRAIN_NAME = "train"
-TEST_NAMES = ("test", "val", "valid", "validation")
+HELD_OUT_SHARE = 5
+"""One image in so many is kept for testing."""
+LISTED = 20
 
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """The files in decoding order, ``train_count`` training files first, with labels alike."""
+    """The files in decoding order, ``train_count`` training files first, with labels alike.
+
+    ``drawn`` tells that the split was made here and not by the folder.
+    """
 
     root: Path
     classes: tuple[str, ...]
@@ -35,6 +44,7 @@ class Plan:
     labels: npt.NDArray[np.int64]
     train_count: int
     notes: tuple[str, ...]
+    drawn: bool = False
 
     def split(self, kept: npt.NDArray[np.bool_], images: npt.NDArray[np.uint8]) -> list[Split]:
         """Cut the kept images into training and test split, without copying them."""
@@ -42,53 +52,66 @@ class Plan:
         labels = self.labels[kept]
         return [Split(images[:border], labels[:border]), Split(images[border:], labels[border:])]
 
+    def kept_files(self, kept: npt.NDArray[np.bool_]) -> Files:
+        """Name the kept images of each split."""
+        names = [relative_name(path, self.root) for path in self.files]
+        chosen = [name for name, keep in zip(names, kept, strict=True) if keep]
+        border = int(kept[: self.train_count].sum())
+        return Files(tuple(chosen[:border]), tuple(chosen[border:]), drawn=self.drawn)
 
-def stratified_split(
-    labels: npt.NDArray[np.int64], seed: int
-) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
-    """Draw one index in five of every class for testing, and at least one.
+
+def held_out(names: Sequence[str], seed: int) -> npt.NDArray[np.bool_]:
+    """Tell which images of one class are kept for testing, each by its own name.
+
+    An image's side follows from the SHA-256 of seed and name. Only where that would leave the
+    class without a test or without a training image is the nearest one moved.
 
     Args:
-        labels: int64, (N,); every class needs at least two entries.
-        seed: Seed of a private generator.
-
-    Returns:
-        The training and the test indices, sorted; together each of ``range(N)`` once.
+        names: Names of the class's images; at least two.
+        seed: Another seed is another split.
 
     Example:
-        >>> train, test = stratified_split(np.repeat([0, 1], [5, 10]), seed=0)
-        >>> len(train), len(test)
-        (12, 3)
+        >>> int(held_out([f"cat/{i}.png" for i in range(1000)], seed=0).sum())
+        206
     """
-    rng = np.random.default_rng(seed)
-    held_out = np.zeros(len(labels), np.bool_)
-    for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
-        held_out[rng.permutation(members)[: max(1, round(len(members) / 5))]] = True
-    return np.flatnonzero(~held_out), np.flatnonzero(held_out)
+    digests = [hashlib.sha256(f"{seed}\0{name}".encode()).digest()[:8] for name in names]
+    position = np.array([int.from_bytes(digest) for digest in digests], np.uint64)
+    held = position < np.uint64(2**64 // HELD_OUT_SHARE)
+    if not held.any():
+        held[position.argmin()] = True
+    if held.all():
+        held[position.argmax()] = False
+    return held
 
 
-def plan_splits(root: Path, seed: int) -> Plan:
+def plan_splits(root: Path, seed: int, files: Files | None = None) -> Plan:
     """Choose the layout by the names of the subfolders.
 
     Args:
         root: The folder of pictures.
         seed: Seed of the split, where the folder does not make one itself.
+        files: The images that a run began with, to be used again in their order.
 
     Raises:
         DataError: If the folder is not laid out as a data set; see ``load_folder``.
     """
-    folders = {name.lower(): name for name in subfolders(root)}
-    tests = [name for name in TEST_NAMES if name in folders]
-    if set(folders) == {TRAIN_NAME}:
-        raise DataError(
-            f"{printable(root)} has train/ but no test/ beside it; add one, or give the train "
-            f"folder itself to have it split"
-        )
-    if TRAIN_NAME not in folders or not tests:
-        return _plan_one_tree(root, seed)
-    train, test = folders.pop(TRAIN_NAME), folders.pop(tests[0])
-    return _plan_two_trees(root, (train, test), list(folders.values()))
+    root, notes = _unwrapped(root)
+    sides = choose_sides(root)
+    plan = _plan_one_tree(root, seed) if sides is None else _plan_two_trees(root, sides)
+    plan = plan if files is None else _as_before(plan, files)
+    return replace(plan, notes=(*notes, *plan.notes))
+
+
+def _unwrapped(root: Path) -> tuple[Path, tuple[str, ...]]:
+    """Step into ``photos/photos/``, or into the only folder if that one holds the splits."""
+    inside = subfolders(root)
+    if len(inside) != 1 or holds_images(root) or has_sides(root):
+        return root, ()
+    (name, only) = next(iter(inside.items()))
+    same = name.casefold() == root.resolve().name.casefold() and len(subfolders(only)) > 1
+    if not (same or has_sides(only)):
+        return root, ()
+    return only, (f"{printable(only)} is read, the only folder in {printable(root)}",)
 
 
 def _plan_one_tree(root: Path, seed: int) -> Plan:
@@ -101,44 +124,84 @@ def _plan_one_tree(root: Path, seed: int) -> Plan:
             f"add images, or make train/ and test/ folders"
         )
     files, labels = _flatten(classes)
-    train, test = stratified_split(labels, seed)
-    order = np.concatenate([train, test])
+    held = [held_out([relative_name(p, root) for p in of], seed) for of in classes.values()]
+    test = np.concatenate(held)
+    order = np.concatenate([np.flatnonzero(~test), np.flatnonzero(test)])
     note = (
-        f"the folder has no test split, so {len(test)} of {len(files)} images were drawn for it, "
-        f"class by class with seed {seed}, and {len(train)} are left for training"
+        f"the folder has no test split, so {test.sum()} of {len(files)} images were drawn for it, "
+        f"one in five by a hash of its name with seed {seed}, and {(~test).sum()} are left for "
+        "training"
     )
-    in_order = [files[index] for index in order]
-    notes = (note, *_ignored_note(ignored))
-    return Plan(root, tuple(classes), in_order, labels[order], len(train), notes)
+    return Plan(
+        root,
+        tuple(classes),
+        [files[index] for index in order],
+        labels[order],
+        int((~test).sum()),
+        (note, *_ignored_note(ignored)),
+        drawn=True,
+    )
 
 
-def _plan_two_trees(root: Path, names: tuple[str, str], unused: list[str]) -> Plan:
+def _plan_two_trees(root: Path, sides: Sides) -> Plan:
     """Take the folder's own split, whose sides must have the same classes."""
-    (train, train_ignored), (test, test_ignored) = (images_by_class(root / side) for side in names)
-    _check_same_classes(root, names, set(train), set(test))
+    (train, train_ignored), (test, test_ignored) = map(images_by_class, (sides.train, sides.test))
+    _check_same_classes(root, sides, set(train), set(test))
     (train_files, train_labels), (test_files, test_labels) = _flatten(train), _flatten(test)
-    notes = [f"{names[1]}/ is used as the test split"] if names[1].lower() != "test" else []
-    notes += [f"{', '.join(map(printable, unused))} beside the splits not used"] if unused else []
     return Plan(
         root,
         tuple(train),
         train_files + test_files,
         np.concatenate([train_labels, test_labels]),
         len(train_files),
-        (*notes, *_ignored_note(train_ignored + test_ignored)),
+        (*sides.notes, *_ignored_note(train_ignored + test_ignored)),
     )
 
 
-def _check_same_classes(
-    root: Path, names: tuple[str, str], train: set[str], test: set[str]
-) -> None:
-    missing = [f"{names[0]}/{printable(name)}" for name in sorted(test - train)]
-    missing += [f"{names[1]}/{printable(name)}" for name in sorted(train - test)]
+def _check_same_classes(root: Path, sides: Sides, train: set[str], test: set[str]) -> None:
+    missing = [f"{sides.train.name}/{printable(name)}" for name in sorted(test - train)]
+    missing += [f"{sides.test.name}/{printable(name)}" for name in sorted(train - test)]
     if missing:
         raise DataError(
             f"the splits of {printable(root)} differ in their classes: {', '.join(missing)} "
             f"missing; add these folders or remove the other side's"
         )
+
+
+def _as_before(plan: Plan, files: Files) -> Plan:
+    """Return the images that a run began with, on their sides and in their order."""
+    index = {relative_name(path, plan.root): i for i, path in enumerate(plan.files)}
+    train, test = ([index[n] for n in part if n in index] for part in (files.train, files.test))
+    before = {*files.train, *files.test}
+    new = [name for name in index if name not in before]
+    gone = [name for name in before if name not in index]
+    if not train or not test:
+        raise DataError(
+            f"{printable(plan.root)} no longer has the images that the run was trained and "
+            f"measured on, such as {printable(min(before))}; give the folder that has them"
+        )
+    known = np.unique(plan.labels[train + test])
+    notes = list(
+        _moved_note(new, "images are not among those that the run began with and are not used")
+    )
+    notes += _moved_note(gone, "of the images that the run began with are gone")
+    return replace(
+        plan,
+        classes=tuple(plan.classes[label] for label in known),
+        files=[plan.files[i] for i in train + test],
+        labels=np.searchsorted(known, plan.labels[train + test]).astype(np.int64),
+        train_count=len(train),
+        notes=(*notes, *(() if plan.drawn else plan.notes)),
+        drawn=files.drawn,
+    )
+
+
+def _moved_note(names: list[str], what: str) -> tuple[str, ...]:
+    if not names:
+        return ()
+    listed = ", ".join(map(printable, sorted(names)[:LISTED]))
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return (f"{len(names)} {what}: {listed}{more}",)
 
 
 def _flatten(classes: dict[str, list[Path]]) -> tuple[list[Path], npt.NDArray[np.int64]]:
@@ -148,7 +211,11 @@ def _flatten(classes: dict[str, list[Path]]) -> tuple[list[Path], npt.NDArray[np
     return files, np.repeat(np.arange(len(counts), dtype=np.int64), counts)
 
 
-def _ignored_note(count: int) -> tuple[str, ...]:
-    if not count:
+def _ignored_note(ignored: Counter[str]) -> tuple[str, ...]:
+    if not ignored:
         return ()
-    return (f"{count} files ignored: not {FORMAT_NAMES}, or outside the class folders",)
+    kinds = ", ".join(f"{printable(ending)} {n}" for ending, n in ignored.most_common(5))
+    return (
+        f"{ignored.total()} files ignored ({kinds}): not {FORMAT_NAMES}, or outside the class "
+        "folders",
+    )

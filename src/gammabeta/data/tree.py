@@ -1,39 +1,51 @@
 """Find the image files of each class in a folder tree, by names alone.
 
-A class is a subfolder; its images may lie at any depth. Hidden entries do not exist here. A linked
-class folder or file is followed, a linked folder further down is not: it may lead back up, and
-then the pictures of one class would be read as another's.
+A class is a subfolder; its images may lie at any depth. Hidden entries and what systems leave
+behind (``__MACOSX``, ``Thumbs.db``) do not exist here. Linked folders and files are followed, but
+not a link that leads back to where the walk comes from: it would find the same pictures again, or
+those of another class. Training and ``predict`` both look through :func:`images_below`.
 """
 
 from __future__ import annotations
 
 import os
+import unicodedata
+from collections import Counter
 from pathlib import Path
 from typing import NoReturn
 
 from gammabeta.data.image import EXTENSIONS, FORMAT_NAMES, printable
 from gammabeta.errors import DataError
 
+LEFT_BEHIND = (
+    *("__macosx", "@eadir", "#recycle", "@recycle", "@recently-snapshot", "$recycle.bin"),
+    *("system volume information", "lost+found", "thumbs.db", "desktop.ini"),
+)
+"""Names in lower case that systems and network drives put among people's files."""
+
 
 def subfolders(root: Path) -> dict[str, Path]:
-    """Return the visible folders directly inside ``root`` by name, sorted.
+    """Return the visible folders directly inside ``root`` by name (NFC), sorted.
 
     Raises:
         DataError: If ``root`` is missing, is a file or cannot be listed, or if a folder's name is
-            not UTF-8.
+            not UTF-8 or differs from another's in its encoding alone.
     """
     if not root.is_dir():
         what = "is not a folder" if root.exists() else "does not exist"
         raise DataError(f"{printable(root)} {what}; give the folder that holds the images")
-    found = {}
+    found: dict[str, Path] = {}
     for path in sorted(_listed(root)):
         if path.is_dir() and not root.resolve().is_relative_to(path.resolve()):
             _check_name(path)
-            found[path.name] = path
-    return found
+            name = unicodedata.normalize("NFC", path.name)
+            if name in found:
+                raise DataError(f"{printable(root)} has two folders that read {name}; rename one")
+            found[name] = path
+    return dict(sorted(found.items()))
 
 
-def images_by_class(root: Path) -> tuple[dict[str, list[Path]], int]:
+def images_by_class(root: Path) -> tuple[dict[str, list[Path]], Counter[str]]:
     """List the images of every class of one tree.
 
     Args:
@@ -41,7 +53,7 @@ def images_by_class(root: Path) -> tuple[dict[str, list[Path]], int]:
 
     Returns:
         The sorted image files of each class, classes sorted by name, and how many visible files
-        were passed over because they are no images or lie outside every class folder.
+        of each ending were passed over, as no images or outside every class folder.
 
     Raises:
         DataError: If there are fewer than two classes, a class has no image, a folder cannot be
@@ -50,14 +62,54 @@ def images_by_class(root: Path) -> tuple[dict[str, list[Path]], int]:
     folders = subfolders(root)
     loose = [path for path in _listed(root) if path.is_file()]
     _check_classes(root, folders, loose)
-    classes, ignored = {}, len(loose)
+    classes, ignored = {}, Counter(map(_ending, loose))
     for name, folder in folders.items():
-        classes[name], others = _images_below(folder)
+        classes[name], others = images_below(folder)
         ignored += others
     empty = [printable(folders[name]) for name, images in classes.items() if not images]
     if empty:
         raise DataError(f"no {FORMAT_NAMES} image in {', '.join(empty)}; add images or remove it")
     return classes, ignored
+
+
+def images_below(folder: Path) -> tuple[list[Path], Counter[str]]:
+    """Return the sorted images at any depth below a folder, and other files by their ending.
+
+    Raises:
+        DataError: If a folder cannot be listed, or a name is not UTF-8.
+    """
+    images, others = [], Counter[str]()
+    root, entered = folder.resolve(), set[Path]()
+    for here, folders, names in os.walk(folder, onerror=_cannot_list, followlinks=True):
+        folders[:] = [n for n in folders if _is_visible(n) and _enter(Path(here, n), root, entered)]
+        visible = [Path(here, name) for name in names if _is_visible(name)]
+        found = [path for path in visible if _is_image(path.name)]
+        for path in (*found, *(Path(here, name) for name in folders)):
+            _check_name(path)
+        images += found
+        others.update(_ending(path) for path in visible if not _is_image(path.name))
+    return sorted(images), others
+
+
+def holds_images(folder: Path) -> bool:
+    """Return whether images lie directly inside a folder."""
+    return any(_is_image(path.name) and path.is_file() for path in _listed(folder))
+
+
+def relative_name(path: Path, root: Path) -> str:
+    """Name a file below ``root`` alike on every system: with slashes, in Unicode's NFC."""
+    return unicodedata.normalize("NFC", path.relative_to(root).as_posix())
+
+
+def _enter(path: Path, root: Path, entered: set[Path]) -> bool:
+    """Return whether to walk into a folder: a linked one once, unless it leads back."""
+    if not path.is_symlink():
+        return True
+    real = path.resolve()
+    if real in entered or real.is_relative_to(root) or root.is_relative_to(real):
+        return False
+    entered.add(real)
+    return True
 
 
 def _check_classes(root: Path, folders: dict[str, Path], loose: list[Path]) -> None:
@@ -68,34 +120,32 @@ def _check_classes(root: Path, folders: dict[str, Path], loose: list[Path]) -> N
     if not folders:
         raise DataError(f"{where} has no class folders; put each class in its own subfolder")
     if len(folders) == 1:
-        only = printable(next(iter(folders)))
-        raise DataError(f"{where} has one class only, {only}/; at least two are needed")
-
-
-def _images_below(folder: Path) -> tuple[list[Path], int]:
-    """Return the sorted images at any depth below a class folder, and the count of other files."""
-    images, others = [], 0
-    for here, folders, names in os.walk(folder, onerror=_cannot_list):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        visible = [Path(here, name) for name in names if not name.startswith(".")]
-        found = [path for path in visible if _is_image(path.name)]
-        for path in (*found, *(Path(here, name) for name in folders)):
-            _check_name(path)
-        images += found
-        others += len(visible) - len(found)
-    return sorted(images), others
+        name, only = next(iter(folders.items()))
+        inside = len(subfolders(only)) > 1
+        hint = f"; if the classes lie inside it, give {printable(only)}" if inside else ""
+        raise DataError(
+            f"{where} has one class only, {printable(name)}/; at least two are needed{hint}"
+        )
 
 
 def _listed(root: Path) -> list[Path]:
     """Return the visible entries of a folder."""
     try:
-        return [path for path in root.iterdir() if not path.name.startswith(".")]
+        return [path for path in root.iterdir() if _is_visible(path.name)]
     except OSError as error:
         _cannot_list(error)
 
 
+def _is_visible(name: str) -> bool:
+    return not name.startswith(".") and name.casefold() not in LEFT_BEHIND
+
+
 def _is_image(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in EXTENSIONS  # noqa: PTH122 - a Path costs tenfold
+
+
+def _ending(path: Path) -> str:
+    return path.suffix.lower() or path.name
 
 
 def _cannot_list(error: OSError) -> NoReturn:

@@ -15,13 +15,18 @@ from torch import nn
 
 import gammabeta
 from gammabeta import data
-from gammabeta.data.dataset import Dataset, Normalization, Progress
+from gammabeta.data.dataset import Dataset, Files, Normalization, Progress
 from gammabeta.errors import GammabetaError, RunError
 from gammabeta.files import flush_folder, folder_beside, sweep, write_atomically
 from gammabeta.models import Net
 from gammabeta.training.checkpoint import save_model
 from gammabeta.training.recipe import Recipe
 from gammabeta.training.weights import apply_weights, load_weights
+
+UNKNOWN_SPLIT = (
+    "the run kept no list of its images, so the split was drawn anew: images that it was trained "
+    "on may be in the test split, and accuracy may look better than it is; train a new run to know"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +44,7 @@ class Config:
         precision: "fp32" or "bf16".
         device: "cpu" or "cuda".
         threads: Threads inside one operator; another number may change the last bits.
+        files: The images of a folder that it is trained and measured on; None for other data.
         version: The gammabeta that wrote it.
     """
 
@@ -52,17 +58,25 @@ class Config:
     precision: str
     device: str
     threads: int
+    files: Files | None = None
     version: str = gammabeta.__version__
 
     def load_data(self, root: Path | None = None, progress: Progress | None = None) -> Dataset:
-        """Read the run's data set again; ``root`` overrides where CIFAR-10 lies."""
-        return data.load(
+        """Read the run's data set again; ``root`` overrides where CIFAR-10 lies.
+
+        Of a folder, the images that the run began with are read, in their order.
+        """
+        found = data.load(
             self.data,
             root=root or self.root,
             image_size=self.image_size,
             skip_unreadable=self.skip_unreadable,
+            files=self.files,
             progress=progress,
         )
+        if self.files is None and found.files and found.files.drawn:
+            return dataclasses.replace(found, notes=(*found.notes, UNKNOWN_SPLIT))
+        return found
 
 
 class Run:
@@ -167,6 +181,8 @@ def _parse(read: dict[str, Any]) -> Config:
         *(tuple(read["normalization"][key]) for key in ("mean", "std"))
     )
     read["classes"] = tuple(read["classes"])
+    if files := read.get("files"):
+        read["files"] = Files(tuple(files["train"]), tuple(files["test"]), files["drawn"])
     for key in ("image_size", "threads"):
         if not isinstance(read.get(key), int):
             raise TypeError(f"{key} is {read.get(key)!r}, but must be a whole number")
