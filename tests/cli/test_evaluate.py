@@ -134,12 +134,60 @@ def test_data_of_other_classes_are_refused(run, capsys):
     assert "photos has the classes cat, dog, but run was trained on 0, 1" in error
 
 
-def test_weights_that_are_not_finite_are_no_traceback(run, capsys):
+def test_a_prefix_that_is_left_out_is_said(run, capsys):
     weights = load_weights(run / "model.safetensors")
-    weights["fc2.bias"] += np.nan
-    torch.save(weights, "nan.pth")
-    answer = call(capsys, "evaluate", "run", "--weights", "nan.pth", "--json")
-    assert answer.code == 2 or answer.document["loss"] is None
+    torch.save({"net": {f"_orig_mod.{k}": v for k, v in weights.items()}}, "compiled.pth")
+    answer = call(capsys, "evaluate", "run", "--weights", "compiled.pth", "--json")
+    assert (
+        answer.document["confusion"]
+        == call(capsys, "evaluate", "run", "--json").document["confusion"]
+    )
+    assert "the prefix '_orig_mod.' of its keys is left out" in answer.err
+
+
+def test_how_the_data_were_loaded_is_said(run, capsys):
+    assert (
+        "1437 training and 360 test images in a fixed split" in call(capsys, "evaluate", "run").out
+    )
+
+
+@pytest.mark.parametrize(
+    ("key", "says"),
+    [("fc2.bias", "fc2.bias is NaN or infinite in 10 of 10 values; take an earlier checkpoint"),
+     ("bn2.running_var", "bn2.running_var is NaN or infinite in 128 of 128 values; the weights are "
+      "whole: `gammabeta recalibrate`")],
+)  # fmt: skip
+@pytest.mark.parametrize("place", ["the run", "a checkpoint"])
+def test_a_model_that_can_only_compute_nan_is_refused_by_name(place, key, says, run, capsys):
+    weights = load_weights(run / "model.safetensors")
+    weights[key] += np.nan
+    file = "run/model.safetensors" if place == "the run" else "nan.safetensors"
+    save_file(weights, file)
+    more = [] if place == "the run" else ["--weights", file]
+    assert f"{file}: {says}" in call(capsys, "evaluate", "run", *more, "--json").error
+
+
+def test_finite_weights_that_overflow_are_an_error_and_no_number(run, capsys):
+    weights = load_weights(run / "model.safetensors")
+    weights["bn4.weight"] += 3e38
+    weights["fc2.weight"] += 3e38
+    torch.save(weights, "large.pth")
+    answer = call(capsys, "evaluate", "run", "--weights", "large.pth", "--json")
+    assert "large.pth: computes NaN or infinity on digits" in answer.error
+    assert answer.out == ""
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["evaluate"], ["predict", "0.png"], ["export", "x.onnx"], ["recalibrate"], ["explain"]],
+    ids=lambda words: words[0],
+)
+def test_a_checkpoint_in_the_place_of_a_run_is_answered_with_the_option(words, run, capsys):
+    torch.save(load_weights(run / "model.safetensors"), "net.pth")
+    command, *more = words
+    error = call(capsys, command, "net.pth", *more).error
+    assert "net.pth: is a file, but a run is a folder" in error
+    assert "--weights net.pth" in error
 
 
 def test_a_path_that_looks_like_markup_is_printed_as_it_is(run, capsys):

@@ -18,10 +18,12 @@ from browser import (
     assert_fits,
     shown,
 )
+from gammabeta import Net
 from gammabeta.cli.target import build, native_size, newest_run, open_target
 from gammabeta.data import load
 from gammabeta.training.run import Run
-from training_helpers import call, make_run, slice_of, start, trained_run
+from gammabeta.training.weights import load_weights
+from training_helpers import call, digits, make_run, slice_of, start, trained_run
 
 
 @pytest.fixture
@@ -113,8 +115,21 @@ def test_a_callable_gets_random_images_and_the_page_says_so(place, capsys):
 
 def test_a_callable_with_data_is_explained_on_them(place):
     found = open_target("gammabeta:Net", "digits", batch_size=12)
-    assert (found.data, found.labels.shape, found.notes) == ("digits", (12,), [])
+    assert (found.data, found.labels.shape) == ("digits", (12,))
+    assert found.notes == list(digits().notes)
     assert sum(map(len, found.population)) == 1437  # every training image
+
+
+def test_a_checkpoint_is_explained_in_place_of_a_models_weights(place):
+    torch.manual_seed(0)
+    net = Net()
+    torch.save({f"module.{k}": v for k, v in net.state_dict().items()}, place / "net.pth")
+    for target in ("gammabeta:Net", "runs/one"):
+        weights = place / ("net.pth" if ":" in target else "runs/one/model.safetensors")
+        found = open_target(target, "digits", batch_size=4, weights=weights)
+        like = load_weights(weights)
+        for key, value in found.model.state_dict().items():
+            assert torch.equal(value, like.get(f"module.{key}", like.get(key)))
 
 
 def test_data_of_other_classes_are_used_without_labels(place, monkeypatch):
@@ -124,7 +139,7 @@ def test_data_of_other_classes_are_used_without_labels(place, monkeypatch):
     sys.modules.pop("seven")
     assert found.labels is None
     assert found.classes is None
-    assert found.notes == ["seven:net does not have digits's classes; labels unused"]
+    assert found.notes[-1] == "seven:net does not have digits's classes; labels unused"
 
 
 def test_the_import_path_is_left_as_it_was(place):

@@ -219,7 +219,18 @@ def test_a_run_whose_weights_are_broken_is_refused(run, capsys):
         model.fc2.bias.fill_(float("nan"))
     save_model(opened.model, model)
     error = call(capsys, "export", "run", "net.onnx").error
-    assert "computes NaN or infinity on the example" in error
+    assert "run/model.safetensors: fc2.bias is NaN or infinite in 10 of 10 values" in error
+
+
+def test_a_checkpoint_is_exported_in_place_of_the_runs_weights(run, capsys):
+    model = Run.open(run).load_model()
+    with torch.no_grad():
+        model.fc2.bias.copy_(torch.arange(10.0) == 3).mul_(1e3)
+    torch.save({"net": model.state_dict()}, "three.pth")
+    answer = call(capsys, "export", "run", "three.onnx", "--weights", "three.pth", "--json")
+    assert answer.document["run"] == "three.pth"
+    confusion = call(capsys, "evaluate", "three.onnx", "--json").document["confusion"]
+    assert {row.index(max(row)) for row in confusion} == {3}
 
 
 @pytest.mark.parametrize("stage", ["verification", "int8's accuracy"])

@@ -5,9 +5,12 @@ from __future__ import annotations
 import shutil
 
 import pytest
+import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from gammabeta import Net
+from gammabeta.data.cifar_files import CLASSES
 from gammabeta.training.weights import load_weights
 from training_helpers import call, digits, trained_run
 
@@ -113,10 +116,44 @@ def test_a_name_with_a_line_break_is_one_line_of_error(run, capsys):
     assert len(answer.err.splitlines()) == 1
 
 
-def test_weights_that_are_not_finite_are_no_traceback(run, capsys):
+def test_weights_that_are_not_finite_are_an_error_that_names_them(run, capsys):
     weights = load_weights(run / "model.safetensors")
     weights["fc2.bias"] += float("nan")
     save_file(weights, run / "model.safetensors")
+    error = call(capsys, "predict", "run", "0.png", "--json").error
+    assert "run/model.safetensors: fc2.bias is NaN or infinite in 10 of 10 values" in error
+
+
+def test_an_image_that_the_model_computes_nan_for_is_an_error_of_its_own(run, capsys):
+    weights = load_weights(run / "model.safetensors")
+    weights["bn4.weight"] += 3e38
+    weights["fc2.weight"] += 3e38
+    save_file(weights, run / "model.safetensors")
     answer = call(capsys, "predict", "run", "0.png", "--json")
-    assert answer.code == 2
-    assert "Traceback" not in answer.err
+    assert answer.document["images"] == [
+        {"path": "0.png", "predictions": [], "error": "0.png: the model computes NaN for it"}
+    ]
+    assert "0.png: the model computes NaN for it" in answer.error
+
+
+def test_a_checkpoint_names_images_with_the_runs_classes(run, capsys):
+    weights = load_weights(run / "model.safetensors")
+    torch.save({f"module.{k}": v for k, v in weights.items()}, "net.pth")
+    answer = call(capsys, "predict", "run", "0.png", "--weights", "net.pth", "--json")
+    expected = call(capsys, "predict", "run", "0.png", "--json").document
+    assert answer.document == {**expected, "run": "net.pth"}
+    assert "the prefix 'module.' of its keys is left out" in answer.err
+
+
+def test_a_checkpoint_alone_is_taken_for_the_tutorials(run, capsys):
+    torch.manual_seed(0)
+    net = Net().eval()
+    torch.save(net.state_dict(), "tutorial.pth")
+    answer = call(capsys, "predict", "--weights", "tutorial.pth", "0.png", "1.png", "--json")
+    assert [row["path"] for row in answer.document["images"]] == ["0.png", "1.png"]
+    assert {p["class"] for p in answer.document["images"][0]["predictions"]} <= set(CLASSES)
+    assert "those of CIFAR-10" in answer.err
+
+
+def test_a_run_without_an_image_asks_for_one(run, capsys):
+    assert "no image to name: add image files" in call(capsys, "predict", "run").error

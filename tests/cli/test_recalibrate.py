@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from gammabeta.training.run import Run
 from gammabeta.training.weights import load_weights
@@ -109,6 +111,47 @@ def test_the_saved_report_is_the_printed_one(run, capsys):
     document = call(capsys, "recalibrate", "run", "--samples", "100", "--json").document
     saved = json.loads((run.parent / document["run"] / "recalibration.json").read_text())
     assert saved == document
+
+
+def test_statistics_that_were_nan_are_healed_and_it_is_said(run, capsys):
+    weights = load_weights(run / "model.safetensors")
+    expected = call(capsys, "recalibrate", "run", "--samples", "300", "--json").document
+    weights["bn2.running_var"][3] = float("nan")
+    weights["bn3.running_mean"][:] = float("inf")
+    save_file(weights, run / "model.safetensors")
+    answer = call(capsys, "recalibrate", "run", "--samples", "300")
+    assert answer.code == 0
+    assert "bn2, bn3: running statistics were NaN or infinite, and are whole now" in answer.out
+    assert re.search(r"accuracy on the 360 test images: none before, \d+", answer.out)
+    document = call(capsys, "recalibrate", "run", "--samples", "300", "--json").document
+    assert document["accuracy_before"] is document["loss_before"] is None
+    assert document["accuracy"] == expected["accuracy"]
+    saved = (run.parent / document["run"] / "recalibration.json").read_text()
+    assert json.loads(saved, parse_constant=pytest.fail) == document
+    assert call(capsys, "evaluate", document["run"]).code == 0
+
+
+def test_weights_that_are_nan_cannot_be_healed(run, capsys):
+    weights = load_weights(run / "model.safetensors")
+    weights["conv2.weight"][0] = float("nan")
+    save_file(weights, run / "model.safetensors")
+    error = call(capsys, "recalibrate", "run").error
+    assert "run/model.safetensors: conv2.weight is NaN or infinite in 576 of 73728 values" in error
+    assert sorted(p.name for p in run.parent.iterdir()) == ["run"]
+
+
+def test_averaged_weights_get_their_statistics(run, capsys):
+    weights = load_weights(run / "model.safetensors")
+    half = {k: v / 2 if k == "fc2.bias" else v for k, v in weights.items()}
+    torch.save(
+        {"n_averaged": torch.tensor(2)} | {f"module.{k}": v for k, v in half.items()}, "swa.pth"
+    )
+    answer = call(
+        capsys, "recalibrate", "run", "--weights", "swa.pth", "--samples", "100", "--json"
+    )
+    assert answer.document["source"] == "swa.pth"
+    new = load_weights(run.parent / answer.document["run"] / "model.safetensors")
+    assert torch.equal(new["fc2.bias"], weights["fc2.bias"] / 2)
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path, capsys):

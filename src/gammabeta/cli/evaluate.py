@@ -25,13 +25,7 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
-    weights: Annotated[
-        Path | None,
-        typer.Option(
-            help="Measure this checkpoint instead: safetensors, or torch.save of a state_dict.",
-            show_default=False,
-        ),
-    ] = None,
+    weights: options.Weights = None,
     data: Annotated[
         str | None,
         typer.Option(
@@ -65,11 +59,13 @@ def evaluate(
       gammabeta evaluate --weights tutorial.pth
       gammabeta evaluate model.onnx
     """
+    from math import isfinite
     from time import perf_counter
 
     from gammabeta import runtime
     from gammabeta.cli.console import open_console, print_json
     from gammabeta.cli.model_file import is_model_file
+    from gammabeta.errors import GammabetaError
     from gammabeta.training import evaluate as measuring
     from gammabeta.training.plots import plot_confusion
 
@@ -87,6 +83,11 @@ def evaluate(
     began = perf_counter()
     result = measuring.evaluate(model.to(machine.device), dataset.test, scaling)
     speed = result.total / (perf_counter() - began)
+    if not isfinite(result.loss):
+        raise GammabetaError(
+            f"{source}: computes NaN or infinity on {dataset.name}, so there is nothing to count; "
+            "its weights or statistics are broken, or the images are not what it was trained on"
+        )
     _print(console, result, dataset, source)
     if as_json:
         print_json(_document(result, dataset, source, speed))
@@ -107,33 +108,26 @@ def _open(
 ) -> tuple[Path, nn.Module, Dataset]:
     """Return where the model comes from, the model, and the data to measure it on."""
     from gammabeta.cli.console import data_progress
-    from gammabeta.cli.model_file import match_classes
+    from gammabeta.cli.source import load_data, load_model, open_run, say
     from gammabeta.data import load
     from gammabeta.errors import GammabetaError
     from gammabeta.models import Net
-    from gammabeta.training.run import Run
-    from gammabeta.training.weights import apply_weights, load_weights
+    from gammabeta.training.weights import load_into
 
     source = weights or run
     if source is None:
         raise GammabetaError("nothing to evaluate: name a run's folder, or a file with --weights")
-    opened = Run.open(run) if run else None
+    if run:
+        opened = open_run(run)
+        model = load_model(console, opened, weights)
+        return source, model, load_data(console, opened, data, root, skip_unreadable)
     with data_progress(console) as progress:
-        if opened and data is None:
-            dataset = opened.config.load_data(root, progress)
-        else:
-            dataset = load(
-                data or "cifar10",
-                root=root,
-                image_size=opened.config.image_size if opened else 32,
-                skip_unreadable=skip_unreadable,
-                progress=progress,
-            )
-    if opened:
-        match_classes(opened.path, opened.config.classes, dataset)
-        return source, opened.load_model(weights), dataset
+        dataset = load(
+            data or "cifar10", root=root, skip_unreadable=skip_unreadable, progress=progress
+        )
+    say(console, dataset.notes)
     model = Net(len(dataset.classes), dataset.image_size)
-    apply_weights(model, load_weights(source), source)
+    say(console, load_into(model, source))
     return source, model, dataset
 
 

@@ -33,6 +33,8 @@ def explain(
         ),
     ] = None,
     root: options.Root = None,
+    skip_unreadable: options.SkipUnreadable = False,
+    weights: options.Weights = None,
     batch_size: Annotated[
         int, typer.Option(min=1, help="Images in the batch that goes through the model.")
     ] = 128,
@@ -82,7 +84,9 @@ def explain(
     runtime.configure("fp32", "cpu", threads)
     language = render.check_lang(lang or render.default_lang())
     with data_progress(console) as progress:
-        found = open_target(target, data, root, batch_size, image_size, progress)
+        found = open_target(
+            target, data, root, batch_size, image_size, weights, skip_unreadable, progress
+        )
     for note in found.notes:
         console.print(f"note: {note}")
     explanation = _explain(found)

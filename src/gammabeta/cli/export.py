@@ -48,15 +48,10 @@ def export(
     fold: Annotated[
         bool, typer.Option("--fold/--no-fold", help="Merge batch norms into their neighbours.")
     ] = True,
-    data: Annotated[
-        str | None,
-        typer.Option(
-            help="Verify on this data set instead of the run's own.",
-            metavar="[cifar10|digits|DIR]",
-            show_default=False,
-        ),
-    ] = None,
+    weights: options.Weights = None,
+    data: options.OtherData = None,
     root: options.Root = None,
+    skip_unreadable: options.SkipUnreadable = False,
     threads: options.Threads = None,
     as_json: options.Json = False,
     verbose: options.Verbose = False,
@@ -75,42 +70,36 @@ def export(
     """
     from gammabeta import runtime
     from gammabeta.cli.console import open_console, print_json
+    from gammabeta.cli.source import load_model, open_run
     from gammabeta.deploy.export import check_target
-    from gammabeta.training.run import Run
 
     console = open_console(as_json)
     machine = runtime.configure("fp32", "cpu", threads)
     if verbose:
         console.print(machine.describe())
     check_target(file, int8=int8)
-    opened = Run.open(run)
-    model = opened.load_model()
-    dataset = _load(console, opened, data, root)
+    opened = open_run(run)
+    model = load_model(console, opened, weights)
+    dataset = _load(console, opened, data, root, skip_unreadable)
     done = _export(opened, model, file, dataset, (int8, with_preprocessing, fold))
     accuracies = _accuracies(file, model, dataset) if int8 else None
     _print(console, done, dataset, accuracies, _where(opened, data, root))
     if as_json:
-        print_json(_document(run, done, dataset, accuracies))
+        print_json(_document(weights or run, done, dataset, accuracies))
 
 
-def _load(console: Console, run: Run, data: str | None, root: Path | None) -> Dataset:
+def _load(
+    console: Console, run: Run, data: str | None, root: Path | None, skip_unreadable: bool
+) -> Dataset:
     """Read the data that the file is verified on."""
-    from gammabeta.cli.console import data_progress
-    from gammabeta.cli.model_file import match_classes
-    from gammabeta.data import load
+    from gammabeta.cli.source import load_data
     from gammabeta.errors import DataError
 
-    config = run.config
     try:
-        with data_progress(console) as progress:
-            if data is None:
-                return config.load_data(root, progress)
-            found = load(data, root=root, image_size=config.image_size, progress=progress)
+        return load_data(console, run, data, root, skip_unreadable)
     except DataError as error:
         hint = "" if data else "; a file is verified on real images, and --data names others"
         raise DataError(f"{error}{hint}") from None
-    match_classes(run.path, config.classes, found)
-    return found
 
 
 def _export(

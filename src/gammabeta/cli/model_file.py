@@ -44,6 +44,7 @@ def load_data(
         GammabetaError: If the file does not say what it was trained on, or the classes differ.
     """
     from gammabeta.cli.console import data_progress
+    from gammabeta.cli.source import say
     from gammabeta.data import load
 
     name = data or model.labelled.data
@@ -60,6 +61,7 @@ def load_data(
             progress=progress,
         )
     match_classes(path, model.classes, dataset)
+    say(console, dataset.notes)
     return dataset
 
 

@@ -15,6 +15,15 @@ Data = Annotated[
         metavar="[cifar10|digits|DIR]",
     ),
 ]
+OtherData = Annotated[
+    str | None,
+    typer.Option(
+        help="Other data of the same classes, or where the run's own folder is now. Default: the "
+        "run's own.",
+        metavar="[cifar10|digits|DIR]",
+        show_default=False,
+    ),
+]
 Root = Annotated[
     Path | None,
     typer.Option(
@@ -25,6 +34,15 @@ Root = Annotated[
 ]
 SkipUnreadable = Annotated[
     bool, typer.Option("--skip-unreadable", help="Leave out image files that cannot be read.")
+]
+Weights = Annotated[
+    Path | None,
+    typer.Option(
+        help="A checkpoint in place of the run's weights: safetensors or torch.save of a "
+        "state_dict, from whatever wrapper.",
+        metavar="FILE",
+        show_default=False,
+    ),
 ]
 Threads = Annotated[
     int | None,

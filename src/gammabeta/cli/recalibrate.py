@@ -35,7 +35,10 @@ def recalibrate(
             show_default=False,
         ),
     ] = None,
+    weights: options.Weights = None,
+    data: options.OtherData = None,
     root: options.Root = None,
+    skip_unreadable: options.SkipUnreadable = False,
     samples: Annotated[
         int, typer.Option(min=2, help="Training images to measure, drawn at random.")
     ] = SAMPLES,
@@ -65,34 +68,32 @@ def recalibrate(
     """
     from gammabeta import runtime
     from gammabeta.cli.console import open_console, print_json
+    from gammabeta.cli.source import load_data, load_model, open_run
     from gammabeta.training.evaluate import evaluate
-    from gammabeta.training.run import Run, fresh_path, refuse_occupied
+    from gammabeta.training.run import fresh_path, refuse_occupied
+    from gammabeta.training.weights import broken, check_finite
 
     console = open_console(as_json)
     machine = runtime.configure("fp32", "cpu", threads)
     if verbose:
         console.print(machine.describe())
-    opened = Run.open(run)
+    opened = open_run(run)
     home = run.resolve()
     path = out or fresh_path(home.parent if run.name in {"", "."} else run.parent,
                              f"{home.name}-recalibrated")  # fmt: skip
     refuse_occupied(path, training=False)
-    model, dataset = _load(console, opened, root)
-    before = evaluate(model, dataset.test, opened.config.normalization)
+    model = load_model(console, opened, weights, broken_statistics=True)
+    dataset = load_data(console, opened, data, root, skip_unreadable)
+    config = opened.config
+    before = None if broken(model) else evaluate(model, dataset.test, config.normalization)
     report = _measure(console, opened, model, dataset, (samples, batch_size, sequential))
-    after = evaluate(model, dataset.test, opened.config.normalization)
-    document = _document(report, before, after, path, run)
+    check_finite(model, weights or run)
+    after = evaluate(model, dataset.test, config.normalization)
+    document = _document(report, before, after, path, weights or run)
     _save(opened, path, model, document)
     _print(console, report, before, after, path)
     if as_json:
         print_json(document)
-
-
-def _load(console: Console, run: Run, root: Path | None) -> tuple[Net, Dataset]:
-    from gammabeta.cli.console import data_progress
-
-    with data_progress(console) as progress:
-        return run.load_model(), run.config.load_data(root, progress)
 
 
 def _measure(
@@ -135,17 +136,17 @@ class _Images:
 
 
 def _document(
-    report: Recalibration, before: Evaluation, after: Evaluation, path: Path, source: Path
+    report: Recalibration, before: Evaluation | None, after: Evaluation, path: Path, source: Path
 ) -> dict[str, Any]:
     return {
         "run": str(path),
         "source": str(source),
-        "accuracy_before": before.accuracy,
+        "accuracy_before": before.accuracy if before else None,
         "accuracy": after.accuracy,
-        "correct_before": before.correct,
+        "correct_before": before.correct if before else None,
         "correct": after.correct,
         "total": after.total,
-        "loss_before": before.loss,
+        "loss_before": before.loss if before else None,
         "loss": after.loss,
         **report.to_dict(),
     }
@@ -154,12 +155,16 @@ def _document(
 def _save(run: Run, path: Path, model: Net, document: dict[str, Any]) -> None:
     import json
 
-    content = json.dumps(document, indent=2).encode() + b"\n"
+    content = json.dumps(document, indent=2, allow_nan=False).encode() + b"\n"
     run.copy_with(path, model, {"recalibration.json": content})
 
 
 def _print(
-    console: Console, report: Recalibration, before: Evaluation, after: Evaluation, path: Path
+    console: Console,
+    report: Recalibration,
+    before: Evaluation | None,
+    after: Evaluation,
+    path: Path,
 ) -> None:
     import shlex
 
@@ -168,9 +173,18 @@ def _print(
     console.print(str(report))
     console.print(
         f"measured {report.samples:,} images (se: standard errors, σ: the channel's deviation)\n"
-        f"accuracy on the {after.total} test images: {100 * before.accuracy:.2f} % before, "
-        f"{100 * after.accuracy:.2f} % after ({after.correct - before.correct:+d} images); "
-        f"loss {before.loss:.4f} before, {after.loss:.4f} after\n"
+        f"accuracy on the {after.total} test images: {_compared(before, after)}\n"
         f"saved in {path}\n"
         f"Try next:\n  {program()} export {shlex.quote(str(path))} model.onnx"
+    )
+
+
+def _compared(before: Evaluation | None, after: Evaluation) -> str:
+    """Say what recalibration changed; a model with broken statistics had no accuracy."""
+    if before is None:
+        return f"none before, {100 * after.accuracy:.2f} % after; loss {after.loss:.4f}"
+    return (
+        f"{100 * before.accuracy:.2f} % before, {100 * after.accuracy:.2f} % after "
+        f"({after.correct - before.correct:+d} images); "
+        f"loss {before.loss:.4f} before, {after.loss:.4f} after"
     )

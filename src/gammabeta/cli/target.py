@@ -13,14 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gammabeta.cli.source import open_run, read_data
 from gammabeta.data import load
 from gammabeta.data.loader import Loader
 from gammabeta.errors import GammabetaError
 from gammabeta.training.evaluate import eval_mode
-from gammabeta.training.run import Run
+from gammabeta.training.weights import load_into
 
 if TYPE_CHECKING:
     from gammabeta.data.dataset import Dataset, Progress, Split
+    from gammabeta.training.run import Run
 
 POPULATION = 2048
 """Training images at most that stand for the whole data; more change no digit worth showing."""
@@ -57,6 +59,8 @@ def open_target(
     root: Path | None = None,
     batch_size: int = 128,
     image_size: int | None = None,
+    weights: Path | None = None,
+    skip_unreadable: bool = False,
     progress: Progress | None = None,
 ) -> Target:
     """Load what a command was pointed at.
@@ -68,28 +72,33 @@ def open_target(
         root: Where CIFAR-10 lies.
         batch_size: Images in the batch, drawn from the test split at random, always the same.
         image_size: Of random images and of data that is resized; by default what the model says.
+        weights: A checkpoint in place of the model's own weights.
+        skip_unreadable: Leave out image files that cannot be read.
         progress: Called while data is read.
 
     Raises:
         GammabetaError: If there is no such target, or its model does not take such images.
     """
-    if target is None:
-        return _of_run(newest_run(Path("runs")), data, root, batch_size, progress)
-    if Path(target).is_dir() or ":" not in target:
-        return _of_run(Path(target), data, root, batch_size, progress)
+    if target is None or Path(target).exists() or ":" not in target:
+        path = newest_run(Path("runs")) if target is None else Path(target)
+        return _of_run(path, data, root, batch_size, weights, skip_unreadable, progress)
     model = build(target)
+    notes = load_into(model, weights) if weights else []
     size = image_size or native_size(model)
     if data is None:
         images = torch.randn(
             (batch_size, 3, size, size), generator=torch.Generator().manual_seed(0)
         )
         outputs(model, images, target)
-        note = "the images are random: name data with --data to see what real ones do"
-        return Target(target, model, images, notes=[note])
-    dataset = load(data, root=root, image_size=size, progress=progress)
+        notes.append("the images are random: name data with --data to see what real ones do")
+        return Target(target, model, images, notes=notes)
+    dataset = load(
+        data, root=root, image_size=size, skip_unreadable=skip_unreadable, progress=progress
+    )
     images, labels = _batch(dataset, dataset.test, batch_size)
     matched = outputs(model, images, target) == len(dataset.classes)
-    notes = [] if matched else [f"{target} does not have {dataset.name}'s classes; labels unused"]
+    notes += dataset.notes
+    notes += [] if matched else [f"{target} does not have {dataset.name}'s classes; labels unused"]
     return Target(
         target,
         model,
@@ -119,25 +128,28 @@ def newest_run(parent: Path) -> Path:
 
 
 def _of_run(
-    path: Path, data: str | None, root: Path | None, batch_size: int, progress: Progress | None
+    path: Path,
+    data: str | None,
+    root: Path | None,
+    batch_size: int,
+    weights: Path | None,
+    skip_unreadable: bool,
+    progress: Progress | None,
 ) -> Target:
-    run = Run.open(path)
-    config = run.config
-    dataset = (
-        config.load_data(root, progress)
-        if data is None
-        else load(data, root=root, image_size=config.image_size, progress=progress)
-    )
-    matched = dataset.classes == config.classes
-    split = dataset.test
-    images, labels = _batch(dataset, split, batch_size, run)
-    notes = [] if matched else [f"{dataset.name} has other classes than {path}; labels unused"]
+    run = open_run(path)
+    model = run.build_model()
+    notes = load_into(model, weights or run.model)
+    dataset = read_data(run, data, root, skip_unreadable, progress)
+    matched = dataset.classes == run.config.classes
+    images, labels = _batch(dataset, dataset.test, batch_size, run)
+    notes += dataset.notes
+    notes += [] if matched else [f"{dataset.name} has other classes than {path}; labels unused"]
     return Target(
         path.resolve().name,
-        run.load_model(),
+        model,
         images,
         labels if matched else None,
-        config.classes,
+        run.config.classes,
         dataset.name,
         list(_population(dataset, run)),
         notes,

@@ -222,6 +222,9 @@ def _put(buffer: Tensor, value: Tensor) -> None:
 
 
 def _notes(changes: list[Change], sequential: bool) -> Iterator[str]:
+    healed = [change.path or "the model" for change in changes if change.was_broken]
+    if healed:
+        yield f"{', '.join(healed)}: running statistics were NaN or infinite, and are whole now"
     shared = [change.path for change in changes if change.calls > 1]
     if sequential and shared:
         yield (

@@ -37,6 +37,11 @@ class Change:
     errors: Errors | None
 
     @property
+    def was_broken(self) -> bool:
+        """Whether the old statistics held NaN or infinity."""
+        return not bool(np.isfinite(self.old_mean).all() and np.isfinite(self.old_var).all())
+
+    @property
     def mean_distance(self) -> Array | None:
         """How many standard errors the old mean lies from the new one, (C,)."""
         return None if self.errors is None else _ratio(self.mean - self.old_mean, self.errors.mean)
@@ -133,7 +138,11 @@ def _row(change: Change) -> tuple[str, ...]:
 
 
 def _distance(distances: Array | None) -> str:
-    return "unknown" if distances is None else f"{np.sqrt((distances**2).mean()):.1f} se"
+    if distances is None:
+        return "unknown"
+    if np.isnan(distances).any():
+        return "NaN before"
+    return f"{np.sqrt((distances**2).mean()):.1f} se"
 
 
 def _ratio(a: Array, b: Array) -> Array:

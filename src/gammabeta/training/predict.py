@@ -37,13 +37,22 @@ class Labels(Protocol):
 
 
 @dataclass(frozen=True)
+class Named:
+    """The plainest :class:`Labels`."""
+
+    classes: tuple[str, ...]
+    image_size: int
+    normalization: Normalization
+
+
+@dataclass(frozen=True)
 class Prediction:
     """What one file shows.
 
     Args:
         path: The image file.
-        classes: (name, probability), most probable first; empty if the file is unreadable.
-        error: Why it is unreadable, or None.
+        classes: (name, probability), most probable first; empty if there is an error.
+        error: Why the file is unreadable or cannot be named, or None.
     """
 
     path: Path
@@ -88,7 +97,11 @@ def _predict_batch(
         if isinstance(image, str):
             yield Prediction(file, error=image)
         else:
-            best = next(rows).topk(min(top, len(labels.classes)))
+            probabilities = next(rows)
+            if not bool(torch.isfinite(probabilities).all()):
+                yield Prediction(file, error=f"{file}: the model computes NaN for it")
+                continue
+            best = probabilities.topk(min(top, len(labels.classes)))
             pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
             yield Prediction(file, tuple((labels.classes[i], value) for i, value in pairs))
 

@@ -21,7 +21,7 @@ from gammabeta.files import flush_folder, folder_beside, sweep, write_atomically
 from gammabeta.models import Net
 from gammabeta.training.checkpoint import save_model
 from gammabeta.training.recipe import Recipe
-from gammabeta.training.weights import apply_weights, load_weights
+from gammabeta.training.weights import load_into
 
 UNKNOWN_SPLIT = (
     "the run kept no list of its images, so the split was drawn anew: images that it was trained "
@@ -133,15 +133,17 @@ class Run:
         """Return a new, untrained network of the run's shape."""
         return Net(len(self.config.classes), self.config.image_size)
 
-    def load_model(self, weights: Path | None = None) -> Net:
-        """Return the trained network; ``weights`` names another file of the same shape.
+    def load_model(self, *, broken_statistics: bool = False) -> Net:
+        """Return the trained network.
+
+        Args:
+            broken_statistics: Accept NaN in running statistics, to measure them anew.
 
         Raises:
-            RunError: If the file is missing, damaged or does not fit.
+            RunError: If its file is missing, damaged, does not fit or holds NaN.
         """
-        source = weights or self.model
         model = self.build_model()
-        apply_weights(model, load_weights(source), source)
+        load_into(model, self.model, broken_statistics=broken_statistics)
         return model
 
     def copy_with(self, path: Path, model: nn.Module, files: Mapping[str, bytes]) -> Run:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import re
 import struct
 import warnings
 import zipfile
@@ -19,6 +20,7 @@ import torch
 
 from gammabeta.errors import DamagedError, RunError
 from gammabeta.files import NO_SEAL, is_intact, seal, write_atomically
+from gammabeta.training.beside import stand_ins
 
 _SEAL = b"gammabeta sha256 "
 _COMMENT = len(_SEAL) + len(NO_SEAL)
@@ -52,7 +54,7 @@ def read_torch_file(path: Path) -> Any:
             raise RunError(f"{path}: {reason}")
         with path.open("rb") as file:
             _check_seal(path, file)
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), torch.serialization.safe_globals(stand_ins(path)):
                 warnings.simplefilter("ignore")  # of a pickle's protocol, of TorchScript
                 if zipfile.is_zipfile(file):
                     _check_records(file)
@@ -60,14 +62,27 @@ def read_torch_file(path: Path) -> Any:
                 return torch.load(file, map_location="cpu", weights_only=True)
     except RunError:
         raise
-    except pickle.UnpicklingError:
-        raise RunError(
-            f"{path}: is damaged, or holds more than tensors and plain data, which is not run; "
-            "save a model's state_dict() instead"
-        ) from None
+    except _BadRecordError as error:
+        raise RunError(f"{path}: is not a whole file: {error}") from None
     except Exception as error:  # noqa: BLE001 - damaged pickles raise nearly anything
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise RunError(f"{path}: is not a whole file of tensors and plain data: {reason}") from None
+        raise RunError(f"{path}: {_reason(str(error))}") from None
+
+
+class _BadRecordError(ValueError):
+    """An archive's records are not what its pickle says."""
+
+
+def _reason(message: str) -> str:
+    """Say in our words why a file is refused: torch's own advice is to run the file's code."""
+    if "TorchScript" in message:
+        return "is a TorchScript program; save its state_dict() with torch.save instead"
+    unread = re.search(r"must be imported to load ([\w ()]+)", message)
+    if unread:
+        return f"holds {unread[1]}, which are not read; save plain tensors"
+    named = re.search(r"GLOBAL ([\w.]{1,80})", message)
+    if named:
+        return f"names {named[1]}, which is not run; save model.state_dict() alone"
+    return "is damaged, cut off, or not what torch.save writes; copy or save it again"
 
 
 def _check_seal(path: Path, file: BinaryIO) -> None:
@@ -88,13 +103,13 @@ def _check_records(file: BinaryIO) -> None:
     with zipfile.ZipFile(file) as archive:
         sizes = {info.filename: info.file_size for info in archive.infolist()}
         if len({name.casefold() for name in sizes}) < len(archive.infolist()):
-            raise ValueError("two of its records have one name")
+            raise _BadRecordError("two of its records have one name")
         root = archive.namelist()[0].split("/")[0]
         storages = _storages(archive.read(f"{root}/data.pkl"))
     for key, needed in storages.items():
         found = sizes.get(f"{root}/data/{key}", 0)
         if found < needed:
-            raise ValueError(f"a tensor of {needed:,} bytes has {found:,}")
+            raise _BadRecordError(f"a tensor of {needed:,} bytes has {found:,}")
 
 
 def _storages(pickled: bytes) -> dict[str, int]:
@@ -132,6 +147,6 @@ class _Storages(pickle.Unpickler):
         """Note the size of ("storage", its class, its key, its device, its number of items)."""
         _, kind, key, _, count = saved
         if not isinstance(count, int) or count < 0:
-            raise ValueError(f"a tensor has {count!r} items")
+            raise _BadRecordError(f"a tensor has {count!r} items")
         self.needed[str(key)] = max(self.needed.get(str(key), 0), count * kind.itemsize)
         return _Inert()
