@@ -110,7 +110,10 @@ def read_data(
     """Do what :func:`load_data` does, for any classes, and leave the notes to the caller."""
     config = run.config
     skip = skip_unreadable or config.skip_unreadable
-    wanted = dataclasses.replace(config, data=data or config.data, skip_unreadable=skip)
+    files = config.files if data is None else None
+    wanted = dataclasses.replace(
+        config, data=data or config.data, skip_unreadable=skip, files=files
+    )
     return wanted.load_data(root, progress)
 
 
