@@ -204,6 +204,63 @@ def test_a_parametrized_weight_is_used():
     torch.testing.assert_close(layer(randn(6, 3)), expected)
 
 
+SHARED = {
+    "weight": nn.Parameter(torch.zeros(3)),
+    "bias": None,
+    "num_batches_tracked": torch.tensor(5),
+    "eps": 0.1,
+    "momentum": None,
+    "num_features": 3,
+    "affine": False,
+    "track_running_stats": False,
+}
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_what_a_batch_norm_has_can_be_read_and_set_on_the_whole(name):
+    layer = BatchNormAct1d(3)
+    assert getattr(layer, name) is getattr(layer.bn, name)
+    setattr(layer, name, SHARED[name])
+    assert getattr(layer, name) is getattr(layer.bn, name) is SHARED[name]
+    assert name not in {*vars(layer), *layer._parameters, *layer._buffers}
+    assert {n for n, _ in layer.named_parameters()} <= {"bn.weight", "bn.bias"}
+
+
+def test_code_written_for_a_batch_norm_reaches_it():
+    layer, plain = fill(BatchNormAct1d(3, activation=None)), nn.BatchNorm1d(3)
+    for norm in (layer, plain):
+        nn.init.constant_(norm.weight, 2.0)
+        nn.init.uniform_(norm.bias, generator=torch.Generator().manual_seed(0))
+        norm.weight.requires_grad_(False)
+        norm.momentum, norm.eps = 0.5, 0.01
+    layer.running_mean, layer.running_var = torch.zeros(3), torch.ones(3)
+    torch.testing.assert_close(layer(randn(6, 3)), plain(randn(6, 3)))
+    torch.testing.assert_close(layer.bn.running_var, plain.running_var)
+
+
+def test_compiled_code_reads_them_too():
+    layer = BatchNormAct1d(3)
+    read = torch.compile(
+        lambda x: layer(x) * layer.weight + layer.eps, backend="eager", fullgraph=True
+    )
+    torch.testing.assert_close(read(randn(6, 3)), layer(randn(6, 3)) + layer.eps)
+
+
+@pytest.mark.parametrize("name", ["running_mean", "running_var"])
+def test_statistics_are_not_offered_to_what_would_fold_by_them(name):
+    layer = BatchNormAct1d(3)
+    assert not hasattr(layer, name)
+    with pytest.raises(AttributeError, match=rf"no attribute '{name}'.*use \.bn\.{name}$"):
+        getattr(layer, name)
+
+
+def test_in_place_of_the_batch_norm_may_be_what_has_no_such_attribute():
+    layer = BatchNormAct1d(3)
+    layer.bn = nn.Identity()
+    with pytest.raises(AttributeError, match="'momentum'"):
+        layer.momentum  # noqa: B018
+
+
 @pytest.mark.parametrize(
     ("kind", "options", "message"),
     [

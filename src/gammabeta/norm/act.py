@@ -3,23 +3,36 @@
 A ``BatchNormAct`` holds a batch norm rather than being one. Tools that replace, freeze or fold
 what they take for a batch norm (``convert_sync_batchnorm``, timm's ``freeze_batch_norm_2d``) know
 nothing of an activation, and would drop it in silence from a subclass; here they find the plain
-layer inside, and the activation stays. ``fuse_conv_bn_eval`` handed the whole fails, naming the
-attribute it misses. The state_dict has the keys of a plain batch norm all the same.
+layer inside, and the activation stays. What a batch norm is read and set by (``weight``, ``eps``,
+``momentum``, ...) is there on the whole too, but for the running statistics: ``fuse_conv_bn_eval``
+handed the whole fails, naming them. The state_dict has the keys of what is inside by itself.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.modules.module import _has_any_global_hook
+from torch.nn.modules.module import _EXTRA_STATE_KEY_SUFFIX, _has_any_global_hook
 
 from gammabeta.errors import GammabetaError
 from gammabeta.norm.activation import Epilogue
 from gammabeta.norm.layers import BatchNorm1d, BatchNorm2d, BatchNorm3d
 
-_INNER = "bn."
+_STATISTICS = frozenset({"running_mean", "running_var"})
+
+
+class _Shared(property):
+    """An attribute of the batch norm that the whole offers as its own."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            lambda layer: getattr(layer.bn, name),
+            lambda layer, value: setattr(layer.bn, name, value),
+            doc=f"The batch norm's ``{name}``.",
+        )
 
 
 class _BatchNormAct(nn.Module):
@@ -56,10 +69,12 @@ class _BatchNormAct(nn.Module):
         if pool is not None and self._norm is not BatchNorm2d:
             raise GammabetaError(f"{type(self).__name__} has no pooling; BatchNormAct2d has")
         self.bn = self._norm(num_features, *args, **options)
+        self.register_state_dict_post_hook(_drop_inner)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_post_hook(_drop_inner_from_errors)  # type: ignore[no-untyped-call]
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:  # noqa: A002
         """Return the activated output for an input and a residual of the same shape."""
-        bn = self.bn
+        bn: Any = self._modules["bn"]
         if type(bn) is self._norm and not _has_hooks(bn):
             return bn.forward_with(input, residual, self.epilogue)
         return self.epilogue(bn(input), residual)
@@ -68,28 +83,90 @@ class _BatchNormAct(nn.Module):
         """Name what follows the batch norm."""
         return self.epilogue.describe()
 
-    def state_dict(self, *args: Any, prefix: str = "", **options: Any) -> Any:
-        """Return the state under a plain batch norm's keys."""
-        state = super().state_dict(*args, prefix=prefix, **options)
-        inner = prefix + _INNER
-        for key in [key for key in state if key.startswith(inner)]:
-            state[prefix + key.removeprefix(inner)] = state.pop(key)
-        return state
+    weight = _Shared("weight")
+    bias = _Shared("bias")
+    num_batches_tracked = _Shared("num_batches_tracked")
+    eps = _Shared("eps")
+    momentum = _Shared("momentum")
+    num_features = _Shared("num_features")
+    affine = _Shared("affine")
+    track_running_stats = _Shared("track_running_stats")
+
+    def __getattr__(self, name: str) -> Any:
+        if name in _STATISTICS:
+            raise AttributeError(
+                f"{type(self).__name__!r} object has no attribute {name!r}: what folds by it would "
+                f"drop what follows; its batch norm has, use .bn.{name}"
+            )
+        return super().__getattr__(name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _STATISTICS or isinstance(getattr(type(self), name, None), _Shared):
+            setattr(self.bn, name, value)  # torch would keep a tensor here as well
+        else:
+            super().__setattr__(name, value)
 
     def _fqn_modifiers(self) -> dict[str, str]:
         """Tell torch.distributed.checkpoint where the keys of the state_dict lead."""
-        names = [*self.bn._parameters, *self.bn._buffers]
-        return dict.fromkeys(names, _INNER.removesuffix("."))
+        return dict.fromkeys(_names(self.bn), "bn")
 
     def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, local_metadata: Mapping[str, Any], *args: Any
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: Mapping[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
     ) -> None:
-        own = [key for key in state_dict if key.startswith(prefix)]
-        for key in own:
+        for key in [key for key in state_dict if key.startswith(prefix)]:
             name = key.removeprefix(prefix)
-            if "." not in name:
-                state_dict[prefix + _INNER + name] = state_dict.pop(key)
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+            if not _stays(self, name) and f"{prefix}bn.{name}" not in state_dict:
+                state_dict[f"{prefix}bn.{name}"] = state_dict.pop(key)
+        self._loading = prefix, error_msgs
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+
+
+def _drop_inner(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
+    """Give a state_dict just made the keys that the batch norm would have by itself."""
+    inner = f"{prefix}bn."
+    for key in [key for key in state if key.startswith(inner)]:
+        name = key.removeprefix(inner)
+        if name.partition(".")[0] not in _own(module):
+            state[prefix + name] = state.pop(key)
+
+
+def _drop_inner_from_errors(module: Any, wrong: Any) -> None:
+    """Name keys that did not load as they are in the dict that they were to come from."""
+    prefix, messages = module.__dict__.pop("_loading", (None, None))
+    if prefix is None:
+        return
+    inner = re.compile(rf"(?<![\w.]){re.escape(prefix)}bn\.")
+    for texts in (wrong.missing_keys, wrong.unexpected_keys, messages):
+        texts[:] = [inner.sub(prefix, text) for text in texts]
+
+
+def _stays(module: Any, name: str) -> bool:
+    """Tell whether a key is not of the batch norm, or says itself that it is."""
+    first = name.partition(".")[0]
+    if first == "bn":
+        return first not in _names(module.bn)
+    return first in _own(module)
+
+
+def _own(module: nn.Module) -> set[str]:
+    """Return what begins the keys that a subclass may have added."""
+    return _names(module) - {"bn"}
+
+
+def _names(module: nn.Module) -> set[str]:
+    """Return what the keys of a module's state begin with."""
+    names = {*module._parameters, *module._buffers, *module._modules}
+    extra = type(module).get_extra_state is not nn.Module.get_extra_state
+    return names | {_EXTRA_STATE_KEY_SUFFIX} if extra else names
 
 
 def _has_hooks(module: nn.Module) -> bool:
