@@ -104,6 +104,16 @@ def test_symlink_loops_are_not_followed(pets):
     assert len(data.train) + len(data.test) == 18
 
 
+def test_linked_folders_further_down_are_followed_but_never_back(pets, tmp_path):
+    fill(tmp_path / "elsewhere", more=3, blue=9)
+    (pets / "eel" / "more").symlink_to(tmp_path / "elsewhere" / "more")
+    (tmp_path / "elsewhere" / "more" / "back").symlink_to(pets)
+    (tmp_path / "elsewhere" / "more" / "round").symlink_to(tmp_path / "elsewhere")
+    data = load_folder(pets)
+    assert len(data.train) + len(data.test) == 21
+    assert (data.train.labels == 2).sum() + (data.test.labels == 2).sum() == 5
+
+
 def test_a_linked_class_folder_counts(pets, tmp_path):
     fill(tmp_path / "elsewhere", fox=2)
     (pets / "fox").symlink_to(tmp_path / "elsewhere" / "fox")
@@ -164,7 +174,10 @@ REFUSED = {
         lambda r: fill(r / "train", cat=2, dog=2),
         r"data has train/ but no test/ beside it; add one, or give the train folder itself",
     ),
-    "empty class": (empty_class, r"no JPEG, PNG, WebP, BMP or GIF image in .*data/eel; add"),
+    "empty class": (
+        empty_class,
+        r"no JPEG, PNG, WebP, BMP, GIF, TIFF, AVIF or PPM image in .*data/eel; add",
+    ),
     "single image": (
         lambda r: fill(r, cat=1, dog=2, eel=1),
         r"a single image in class cat, eel of .*data cannot be split; add images, or make train/",
@@ -183,8 +196,9 @@ REFUSED = {
     ),
     "one unreadable": (
         broken,
-        r"^1 of 52 images cannot be read: cat/000\.png \(not a readable JPEG, PNG, WebP, BMP or GIF"
-        r" image\); repair or remove them, or leave them out with --skip-unreadable$",
+        r"^1 of 52 images cannot be read: cat/000\.png \(not a readable JPEG, PNG, WebP, BMP, GIF,"
+        r" TIFF, AVIF or PPM image\); repair or remove them, or leave them out with "
+        r"--skip-unreadable$",
     ),
     "many unreadable": (lambda r: broken(r, 23), r"^23 of 52 images .* and 3 more; repair"),
 }

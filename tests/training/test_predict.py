@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from folder_helpers import fill
+from gammabeta.data.folder import load_folder
 from gammabeta.training.predict import find_images, predict
 from training_helpers import black, digits, trained_run
 
@@ -112,6 +115,36 @@ def test_folders_are_searched_in_alphabetical_order_and_given_files_keep_theirs(
     found = [str(p.relative_to(tmp_path)) for p in find_images(tmp_path)]
     assert found == ["a.webp", "b/2.PNG", "b/a/1.jpg", "c.gif"]
     assert find_images(tmp_path / "notes.txt") == [tmp_path / "notes.txt"]
+
+
+def test_a_folder_holds_the_files_that_training_sees(tmp_path):
+    fill(tmp_path / "pets", cat=5, dog=5)
+    fill(tmp_path / "elsewhere", fox=3, more=2)
+    (tmp_path / "pets" / "fox").symlink_to(tmp_path / "elsewhere" / "fox")
+    (tmp_path / "pets" / "cat" / "more").symlink_to(tmp_path / "elsewhere" / "more")
+    for name in ("._a.png", ".thumbnails/b.png", "@eaDir/c.png", "__MACOSX/d.png", ".hidden.png"):
+        save(tmp_path / "pets" / "cat" / name)
+    seen = load_folder(tmp_path / "pets", image_size=8).files
+    found = [p.relative_to(tmp_path / "pets").as_posix() for p in find_images(tmp_path / "pets")]
+    assert found == sorted(seen.train + seen.test)
+    assert len(found) == 15
+
+
+def test_a_folder_that_cannot_be_searched_stops_no_other(run, model, tmp_path):
+    save(tmp_path / "good" / "a.png")
+    save(tmp_path / "empty" / ".hidden.png")
+    named = list(predict(model, run.config, [tmp_path / "empty", tmp_path / "good"]))
+    assert [p.path.name for p in named] == ["empty", "a.png"]
+    assert [bool(p.error) for p in named] == [True, False]
+
+
+def test_pillows_warnings_are_not_the_users(run, model, tmp_path):
+    image = Image.new("P", (9, 9))
+    image.save(tmp_path / "a.png", transparency=b"\0\1")  # of which Pillow warns
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        (named,) = predict(model, run.config, [tmp_path / "a.png"])
+    assert named.error is None
 
 
 def test_a_black_picture_needs_no_special_case(run, model, tmp_path):

@@ -23,14 +23,16 @@ from gammabeta.data.image import printable, read_image
 from gammabeta.errors import DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     import numpy.typing as npt
 
     from gammabeta.data.dataset import Progress
 
-CHUNK = 64  # bounds the decoded images that wait for their turn to be written
+CHUNK = 64
+CHUNK_BYTES = 2**28
+"""Decoded images at most that wait for their turn, and how many bytes, but at least one."""
 STALE_SECONDS = 24 * 3600
 LAYOUT = b"gammabeta decoded images, 1"
 
@@ -96,23 +98,38 @@ def decode_to_cache(
     return written
 
 
+def read_images(files: Sequence[Path], image_size: int) -> Iterator[npt.NDArray[np.uint8] | str]:
+    """Read pictures on all cores and yield them in order, without a decoder's warnings.
+
+    Args:
+        files: Image files.
+        image_size: Side of the square images, in pixels.
+
+    Yields:
+        uint8 (S, S, 3), or the reason why the file cannot be read.
+    """
+    chunk = max(1, min(CHUNK, CHUNK_BYTES // (3 * image_size**2)))
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        for start in range(0, len(files), chunk):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # here, as the filters are shared by all threads
+                part = files[start : start + chunk]
+                read = list(pool.map(lambda path: _try(path, image_size), part))
+            yield from read
+
+
 def _fill(
     images: npt.NDArray[np.uint8], files: Sequence[Path], progress: Progress | None
 ) -> dict[int, str]:
     """Write the readable files into the first rows of ``images``; return what failed and why."""
     unreadable: dict[int, str] = {}
-    size = images.shape[1]
-    with warnings.catch_warnings(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        warnings.simplefilter("ignore")  # here, as the filters are shared by all threads
-        for start in range(0, len(files), CHUNK):
-            chunk = pool.map(lambda path: _try(path, size), files[start : start + CHUNK])
-            for index, image in enumerate(chunk, start):
-                if isinstance(image, str):
-                    unreadable[index] = image
-                else:
-                    images[index - len(unreadable)] = image
-                if progress is not None:
-                    progress("decoding images", index + 1, len(files))
+    for index, image in enumerate(read_images(files, images.shape[1])):
+        if isinstance(image, str):
+            unreadable[index] = image
+        else:
+            images[index - len(unreadable)] = image
+        if progress is not None:
+            progress("decoding images", index + 1, len(files))
     return unreadable
 
 

@@ -3,7 +3,7 @@
 A class is a subfolder; its images may lie at any depth. Hidden entries and what systems leave
 behind (``__MACOSX``, ``Thumbs.db``) do not exist here. Linked folders and files are followed, but
 not a link that leads back to where the walk comes from: it would find the same pictures again, or
-those of another class. Training and ``predict`` both look through :func:`images_below`.
+those of another class. Training and ``predict`` both look through :func:`visible_files`.
 """
 
 from __future__ import annotations
@@ -12,10 +12,13 @@ import os
 import unicodedata
 from collections import Counter
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from gammabeta.data.image import EXTENSIONS, FORMAT_NAMES, printable
 from gammabeta.errors import DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 LEFT_BEHIND = (
     *("__macosx", "@eadir", "#recycle", "@recycle", "@recently-snapshot", "$recycle.bin"),
@@ -79,21 +82,36 @@ def images_below(folder: Path) -> tuple[list[Path], Counter[str]]:
         DataError: If a folder cannot be listed, or a name is not UTF-8.
     """
     images, others = [], Counter[str]()
-    root, entered = folder.resolve(), set[Path]()
-    for here, folders, names in os.walk(folder, onerror=_cannot_list, followlinks=True):
-        folders[:] = [n for n in folders if _is_visible(n) and _enter(Path(here, n), root, entered)]
-        visible = [Path(here, name) for name in names if _is_visible(name)]
-        found = [path for path in visible if _is_image(path.name)]
-        for path in (*found, *(Path(here, name) for name in folders)):
-            _check_name(path)
-        images += found
-        others.update(_ending(path) for path in visible if not _is_image(path.name))
+    for path in visible_files(folder):
+        if is_image(path):
+            images.append(path)
+        else:
+            others[_ending(path)] += 1
+    for path in images:
+        _check_name(path, above=len(str(folder)))
     return sorted(images), others
+
+
+def visible_files(folder: Path) -> Iterator[Path]:
+    """Yield the visible files at any depth below a folder, in no order.
+
+    Raises:
+        DataError: If a folder cannot be listed.
+    """
+    entered = [folder.resolve()]
+    for here, folders, names in os.walk(folder, onerror=_cannot_list, followlinks=True):
+        folders[:] = [n for n in folders if _is_visible(n) and _enter(Path(here, n), entered)]
+        yield from (Path(here, name) for name in names if _is_visible(name))
+
+
+def is_image(path: Path) -> bool:
+    """Return whether a file's name ends like an image's."""
+    return os.path.splitext(path.name)[1].lower() in EXTENSIONS  # noqa: PTH122 - twice as fast
 
 
 def holds_images(folder: Path) -> bool:
     """Return whether images lie directly inside a folder."""
-    return any(_is_image(path.name) and path.is_file() for path in _listed(folder))
+    return any(is_image(path) and path.is_file() for path in _listed(folder))
 
 
 def relative_name(path: Path, root: Path) -> str:
@@ -101,21 +119,21 @@ def relative_name(path: Path, root: Path) -> str:
     return unicodedata.normalize("NFC", path.relative_to(root).as_posix())
 
 
-def _enter(path: Path, root: Path, entered: set[Path]) -> bool:
-    """Return whether to walk into a folder: a linked one once, unless it leads back."""
+def _enter(path: Path, entered: list[Path]) -> bool:
+    """Return whether to walk into a folder: a linked one only if the walk was not there yet."""
     if not path.is_symlink():
         return True
     real = path.resolve()
-    if real in entered or real.is_relative_to(root) or root.is_relative_to(real):
+    if any(real.is_relative_to(other) or other.is_relative_to(real) for other in entered):
         return False
-    entered.add(real)
+    entered.append(real)
     return True
 
 
 def _check_classes(root: Path, folders: dict[str, Path], loose: list[Path]) -> None:
     """Refuse a tree that cannot hold two classes."""
     where = printable(root)
-    if not folders and any(_is_image(path.name) for path in loose):
+    if not folders and any(is_image(path) for path in loose):
         raise DataError(f"{where} holds images but no class; put each class in its own subfolder")
     if not folders:
         raise DataError(f"{where} has no class folders; put each class in its own subfolder")
@@ -140,10 +158,6 @@ def _is_visible(name: str) -> bool:
     return not name.startswith(".") and name.casefold() not in LEFT_BEHIND
 
 
-def _is_image(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in EXTENSIONS  # noqa: PTH122 - a Path costs tenfold
-
-
 def _ending(path: Path) -> str:
     return path.suffix.lower() or path.name
 
@@ -153,9 +167,9 @@ def _cannot_list(error: OSError) -> NoReturn:
     raise DataError(f"cannot list {where}: {error.strerror}; check its permissions") from error
 
 
-def _check_name(path: Path) -> None:
-    """Refuse a name that could not be shown or saved; only its own part is looked at."""
+def _check_name(path: Path, above: int | None = None) -> None:
+    """Refuse a name that could not be shown or saved; what leads to it is not looked at."""
     try:
-        path.name.encode()
+        (path.name if above is None else str(path)[above:]).encode()
     except UnicodeEncodeError:
         raise DataError(f"the name {printable(path)} is not UTF-8; rename it") from None

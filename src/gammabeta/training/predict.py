@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -12,12 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from gammabeta.data.dataset import Normalization, Split
-from gammabeta.data.image import EXTENSIONS, read_image
+from gammabeta.data.decode import read_images
+from gammabeta.data.image import printable
 from gammabeta.data.loader import Loader
+from gammabeta.data.tree import is_image, visible_files
 from gammabeta.errors import DataError
 from gammabeta.training.evaluate import eval_mode
 
 BATCH_SIZE = 250
+BATCH_BYTES = 2**30
+BYTES_PER_PIXEL = 600
+"""Images in a forward pass at most, and memory, of which the network takes so much a pixel."""
 
 
 class Labels(Protocol):
@@ -74,28 +79,48 @@ def predict(
     Yields:
         A prediction for each file, in the order given; folders in alphabetical order.
     """
-    files = [file for path in paths for file in find_images(path)]
-    for start in range(0, len(files), BATCH_SIZE):
-        yield from _predict_batch(model, labels, files[start : start + BATCH_SIZE], top)
+    files, errors = [], {}
+    for path in paths:
+        try:
+            files += find_images(path)
+        except DataError as error:
+            files.append(path)
+            errors[path] = str(error)
+    size = max(1, min(BATCH_SIZE, BATCH_BYTES // (BYTES_PER_PIXEL * labels.image_size**2)))
+    for start in range(0, len(files), size):
+        yield from _predict_batch(model, labels, files[start : start + size], errors, top)
 
 
 def find_images(path: Path) -> list[Path]:
-    """Return the path itself, or for a folder the image files anywhere below it, sorted."""
+    """Return the path itself, or for a folder the images that training would see, sorted.
+
+    Raises:
+        DataError: If a folder has no image or cannot be listed.
+    """
     if not path.is_dir():
         return [path]
-    found = (file for file in path.rglob("*") if file.suffix.lower() in EXTENSIONS)
-    return sorted(file for file in found if file.is_file()) or [path]
+    found = sorted(file for file in visible_files(path) if is_image(file))
+    if not found:
+        raise DataError(f"{printable(path)}: holds no image file")
+    return found
 
 
 def _predict_batch(
-    model: nn.Module, labels: Labels, files: Sequence[Path], top: int
+    model: nn.Module,
+    labels: Labels,
+    files: Sequence[Path],
+    errors: Mapping[Path, str],
+    top: int,
 ) -> Iterator[Prediction]:
-    read = [_read(file, labels.image_size) for file in files]
-    images = [image for image in read if not isinstance(image, str)]
+    readable = [file for file in files if file not in errors]
+    read = dict(zip(readable, read_images(readable, labels.image_size), strict=True))
+    images = [read[file] for file in readable if not isinstance(read[file], str)]
     rows = iter(_probabilities(model, labels, np.stack(images)) if images else ())
-    for file, image in zip(files, read, strict=True):
-        if isinstance(image, str):
-            yield Prediction(file, error=image)
+    for file in files:
+        if file in errors:
+            yield Prediction(file, error=errors[file])
+        elif isinstance(read[file], str):
+            yield Prediction(file, error=f"{printable(file)}: {read[file]}")
         else:
             probabilities = next(rows)
             if not bool(torch.isfinite(probabilities).all()):
@@ -104,15 +129,6 @@ def _predict_batch(
             best = probabilities.topk(min(top, len(labels.classes)))
             pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
             yield Prediction(file, tuple((labels.classes[i], value) for i, value in pairs))
-
-
-def _read(file: Path, image_size: int) -> np.ndarray | str:
-    try:
-        if file.is_dir():
-            raise DataError(f"{file}: holds no image file")
-        return read_image(file, image_size)
-    except DataError as error:
-        return str(error)
 
 
 def _probabilities(model: nn.Module, labels: Labels, images: np.ndarray) -> Tensor:
