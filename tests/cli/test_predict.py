@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import os
+import pty
+import re
 import shutil
+import struct
+import subprocess
+import termios
 
 import pytest
 import torch
@@ -12,7 +20,7 @@ from safetensors.torch import save_file
 from gammabeta import Net
 from gammabeta.data.cifar_files import CLASSES
 from gammabeta.training.weights import load_weights
-from training_helpers import call, digits, trained_run
+from training_helpers import PROGRAM, call, digits, environment, trained_run
 
 
 @pytest.fixture
@@ -108,6 +116,39 @@ def test_a_long_path_is_printed_in_one_piece(run, capsys):
     folder.mkdir(parents=True)
     shutil.copy("0.png", folder / "x.png")
     assert str(folder / "x.png") in call(capsys, "predict", "run", folder).out
+
+
+def on_a_terminal(*words, columns=80):
+    """Run the program on a terminal so wide; return its lines."""
+    terminal, inside = pty.openpty()
+    fcntl.ioctl(inside, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    with subprocess.Popen([*PROGRAM, *words], stdout=inside, env=environment(TERM="xterm")) as call:
+        os.close(inside)
+        said = b""
+        with contextlib.suppress(OSError):  # the other side is closed at the end
+            while part := os.read(terminal, 4096):
+                said += part
+    os.close(terminal)
+    assert call.returncode == 0
+    return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", said.decode()).splitlines()
+
+
+def test_two_long_paths_never_look_the_same_on_a_terminal(run):
+    names = [f"{'a-rather-long-name-of-a-folder' * 3}-{i}.png" for i in (1, 2)]
+    for name in names:
+        shutil.copy("0.png", name)
+    lines = on_a_terminal("predict", "run", *names, "--top", "1")
+    assert max(map(len, lines)) <= 80
+    joined = "".join(line.split("  ")[0].strip() for line in lines)
+    assert all(name in joined for name in names)
+
+
+def test_a_name_that_is_not_utf8_is_no_traceback(run, capsys):
+    name = os.fsdecode(b"caf\xe9.png")
+    shutil.copy("0.png", name)
+    answer = call(capsys, "predict", "run", name)
+    assert answer.code == 0
+    assert "caf\\xe9.png" in answer.out
 
 
 def test_a_name_with_a_line_break_is_one_line_of_error(run, capsys):

@@ -49,11 +49,12 @@ def predict(
     """
     import sys
 
-    from rich.table import Table
+    from rich.table import Column, Table
     from rich.text import Text
 
     from gammabeta import runtime
     from gammabeta.cli.console import open_console, print_json
+    from gammabeta.data.image import printable
     from gammabeta.training import predict as naming
 
     console = open_console(as_json)
@@ -63,11 +64,14 @@ def predict(
     place, files = _arrange(run, images or [], weights)
     model, labels = _open(console, place, weights, machine.threads)
     predictions = list(naming.predict(model, labels, files, top))
-    table = Table("image", "class", "probability", box=None)
+    table = Table(Column("image", overflow="fold"), Column("class", overflow="fold"), "probability",
+                  box=None)  # a path cut short would look like another  # fmt: skip
     for prediction in predictions:
         for i, (name, probability) in enumerate(prediction.classes):
             table.add_row(
-                Text("" if i else str(prediction.path)), Text(name), f"{100 * probability:.1f} %"
+                Text("" if i else printable(prediction.path)),
+                Text(name),
+                f"{100 * probability:.1f} %",
             )
     if table.rows:
         console.print(table)

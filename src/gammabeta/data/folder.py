@@ -42,7 +42,7 @@ def load_folder(
     cache: Path | None = None,
     progress: Progress | None = None,
 ) -> Dataset:
-    """Load a folder of JPEG, PNG, WebP, BMP or GIF pictures.
+    """Load a folder of pictures in the formats of ``read_image``.
 
     With ``train/`` and ``test/`` (or ``Training/``, ``val/``, ``validation_set/`` and their like)
     inside, each with one subfolder a class, these are the splits. Otherwise the subfolders are the
