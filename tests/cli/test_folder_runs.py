@@ -80,3 +80,95 @@ def test_the_classes_and_their_counts_are_shown_before_training(pets, capsys):
     shown = next(i for i, line in enumerate(lines) if line.startswith("classes (training + test"))
     began = next(i for i, line in enumerate(lines) if line.startswith("epoch"))
     assert shown < began
+
+
+def measured(capsys, *words):
+    """Evaluate, and return the document and what was said."""
+    answer = call(capsys, "evaluate", "run", *words, "--json", "--threads", 1)
+    assert answer.code == 0, answer.err
+    return answer.document, answer.err
+
+
+def test_a_folder_without_splits_is_measured_as_a_whole(run, pets, capsys):
+    fill(pets.parent / "other", cat=7, dog=1)
+    for number, path in enumerate(sorted((pets.parent / "other").rglob("*.png"))):
+        path.rename(path.with_name(f"other{number}.png"))
+    document, said = measured(capsys, "--data", "other")
+    assert (document["total"], document["split"]) == (8, "own")
+    assert [sum(row) for row in document["confusion"]] == [7, 1]
+    assert "the folder has no split of its own, so all of its 8 images are measured" in said
+    assert "classes (images measured): cat 7, dog 1" in said
+
+
+def test_split_chooses_what_is_measured(run, pets, capsys):
+    files = Run.open(run).config.files
+    sizes = {"own": len(files.test), "test": len(files.test), "train": len(files.train), "all": 24}
+    counts = {}
+    for split, size in sizes.items():
+        counts[split], _ = measured(capsys, "--split", split)
+        assert counts[split]["total"] == size
+    assert counts["own"]["loss"] == counts["test"]["loss"]
+    both = [counts["train"]["loss"] * sizes["train"], counts["test"]["loss"] * sizes["test"]]
+    assert counts["all"]["loss"] * 24 == pytest.approx(sum(both))
+    assert (
+        f"on the {sizes['train']} training images"
+        in call(capsys, "evaluate", "run", "--split", "train").out
+    )
+
+
+def test_a_folder_with_a_third_split_can_be_measured_on_it(run, pets, capsys):
+    for side, count in (("train", 3), ("val", 4), ("test", 5)):
+        fill(pets.parent / "three" / side, cat=count, dog=count)
+    for split, total in (("own", 10), ("test", 10), ("val", 8), ("train", 6), ("all", 16)):
+        assert measured(capsys, "--data", "three", "--split", split)[0]["total"] == total
+    error = call(capsys, "evaluate", "run", "--data", "three", "--split", "dev").error
+    assert "three has no split 'dev'" in error
+    assert "split is 'valdi', but must be one of train, test, all" in call(
+        capsys, "evaluate", "run", "--split", "valdi").error  # fmt: skip
+    assert "digits has no split 'val'" in call(
+        capsys, "evaluate", "run", "--data", "digits", "--split", "val").error  # fmt: skip
+
+
+def test_the_runs_own_folder_is_never_measured_as_a_whole(run, pets, capsys):
+    first, _ = measured(capsys)
+    gain(pets)
+    assert numbers(measured(capsys, "--data", "pets")[0]) == numbers(first)
+    pets.rename(pets.parent / "moved")
+    again, said = measured(capsys, "--data", "moved")
+    assert numbers(again) == numbers(first)
+    assert "moved has the images that the run was trained and measured on" in said
+
+
+def test_images_of_the_training_among_others_are_said(run, pets, capsys):
+    shutil.copytree(pets, pets.parent / "mixed")
+    (pets.parent / "mixed" / "cat" / "000.png").unlink()
+    document, said = measured(capsys, "--data", "mixed")
+    assert document["total"] == 23
+    known = len({*Run.open(run).config.files.train} - {"cat/000.png"})
+    assert f"{known} of these images have the names of images that the run was trained on" in said
+
+
+def test_no_training_image_is_decoded_to_measure(run, pets, capsys):
+    first, _ = measured(capsys)
+    for name in Run.open(run).config.files.train:
+        (pets / name).write_bytes(b"no picture")
+    assert numbers(measured(capsys)[0]) == numbers(first)
+    assert "cannot be read" in call(capsys, "evaluate", "run", "--split", "train").error
+
+
+def test_a_single_image_a_class_can_be_measured(run, pets, capsys):
+    fill(pets.parent / "few", cat=1, dog=1)
+    for path in (pets.parent / "few").rglob("*.png"):
+        path.rename(path.with_name("new.png"))
+    assert measured(capsys, "--data", "few")[0]["total"] == 2
+
+
+@pytest.mark.parametrize("command", ["evaluate", "recalibrate", "export", "explain"])
+def test_unreadable_images_are_left_out_by_every_command_that_says_so(command, run, pets, capsys):
+    files = Run.open(run).config.files
+    (pets / files.test[0]).write_bytes(b"no picture")
+    words = [command, "run", *(["net.onnx"] if command == "export" else [])]
+    assert "--skip-unreadable" in call(capsys, *words).error
+    answer = call(capsys, *words, "--skip-unreadable")
+    assert answer.code == 0, answer.err
+    assert f"skipped as unreadable: {files.test[0]}" in answer.out

@@ -240,3 +240,22 @@ def test_the_real_data_reads_the_same_in_both_forms(cifar_root, tmp_path):
     same_pixels, same_labels = read_python(tmp_path / "data_batch_1", 10_000)
     np.testing.assert_array_equal(same_pixels, pixels)
     np.testing.assert_array_equal(same_labels, labels)
+
+
+@FORMS
+def test_only_what_is_measured_is_read(tmp_path, form):
+    write(tmp_path, form)
+    whole = load(tmp_path)
+    train = load(tmp_path, measure="train")
+    everything = load(tmp_path, measure="all")
+    np.testing.assert_array_equal(train.test.images, whole.train.images)
+    assert len(everything.test) == 6 * RECORDS
+    for name in form.names[:5]:
+        (tmp_path / name).write_bytes(b"damaged")
+    for measure in ("own", "test"):
+        found = load(tmp_path, measure=measure)
+        np.testing.assert_array_equal(found.test.labels, whole.test.labels)
+        assert len(found.train) == 0
+        assert found.image_size == 32
+    with pytest.raises(DataError, match="no split 'val'; its splits are train, test or all"):
+        load(tmp_path, measure="val")

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from torch import nn
 
+    from gammabeta.cli.source import Place
     from gammabeta.data.dataset import Dataset, Normalization
     from gammabeta.training.evaluate import Evaluation
 
@@ -35,6 +36,14 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
+    split: Annotated[
+        str,
+        typer.Option(
+            help="What to measure. own: the test split; all images of a --data folder that has no "
+            "splits. Of a folder also val, dev or eval.",
+            metavar="[own|test|train|all]",
+        ),
+    ] = "own",
     root: options.Root = None,
     skip_unreadable: options.SkipUnreadable = False,
     confusion: Annotated[
@@ -50,9 +59,10 @@ def evaluate(
     verbose: options.Verbose = False,
     debug: options.Debug = False,
 ) -> None:
-    """Measure a saved model on the test split: loss, accuracy, each class, confusion matrix.
+    """Measure a saved model: loss, accuracy, each class, confusion matrix.
 
-    Eval mode, no augmentation, float32; the same counts every time.
+    Eval mode, no augmentation, float32; the same counts every time. Measured is
+    the test split, or all of a folder that has none and was not trained on.
 
     Examples:
       gammabeta evaluate runs/digits-anneal-1
@@ -65,6 +75,7 @@ def evaluate(
     from gammabeta import runtime
     from gammabeta.cli.console import open_console, print_json
     from gammabeta.cli.model_file import is_model_file
+    from gammabeta.cli.source import Place
     from gammabeta.errors import GammabetaError
     from gammabeta.training import evaluate as measuring
     from gammabeta.training.plots import plot_confusion
@@ -73,12 +84,12 @@ def evaluate(
     machine = runtime.configure("fp32", threads=threads)
     if verbose:
         console.print(machine.describe(), markup=False)
-    where = (data, root, skip_unreadable)
+    where = Place(data, root, skip_unreadable, split)
     exported = run is not None and is_model_file(run)
     if run and exported:
         source, model, dataset, scaling = _open_file(console, run, weights, where, machine.threads)
     else:
-        source, model, dataset = _open(console, run, weights, *where)
+        source, model, dataset = _open(console, run, weights, where)
         scaling = dataset.normalization
     began = perf_counter()
     result = measuring.evaluate(model.to(machine.device), dataset.test, scaling)
@@ -88,9 +99,9 @@ def evaluate(
             f"{source}: computes NaN or infinity on {dataset.name}, so there is nothing to count; "
             "its weights or statistics are broken, or the images are not what it was trained on"
         )
-    _print(console, result, dataset, source)
+    _print(console, result, dataset, source, split)
     if as_json:
-        print_json(_document(result, dataset, source, speed))
+        print_json(_document(result, dataset, source, speed) | {"split": split})
     picture = confusion or (run / "confusion.png" if run and not weights and not exported else None)
     if picture:
         title = f"{source.name}: {100 * result.accuracy:.2f} % of {result.total}"
@@ -102,9 +113,7 @@ def _open(
     console: Console,
     run: Path | None,
     weights: Path | None,
-    data: str | None,
-    root: Path | None,
-    skip_unreadable: bool,
+    where: Place,
 ) -> tuple[Path, nn.Module, Dataset]:
     """Return where the model comes from, the model, and the data to measure it on."""
     from gammabeta.cli.console import data_progress
@@ -120,10 +129,14 @@ def _open(
     if run:
         opened = open_run(run)
         model = load_model(console, opened, weights)
-        return source, model, load_data(console, opened, data, root, skip_unreadable)
+        return source, model, load_data(console, opened, where)
     with data_progress(console) as progress:
         dataset = load(
-            data or "cifar10", root=root, skip_unreadable=skip_unreadable, progress=progress
+            where.data or "cifar10",
+            root=where.root,
+            skip_unreadable=where.skip_unreadable,
+            measure=where.measure,
+            progress=progress,
         )
     say(console, dataset.notes)
     model = Net(len(dataset.classes), dataset.image_size)
@@ -135,7 +148,7 @@ def _open_file(
     console: Console,
     file: Path,
     weights: Path | None,
-    where: tuple[str | None, Path | None, bool],
+    where: Place,
     threads: int,
 ) -> tuple[Path, nn.Module, Dataset, Normalization]:
     """Return an exported file as :func:`_open` does a run, and how its images are scaled."""
@@ -146,10 +159,17 @@ def _open_file(
     if weights:
         raise GammabetaError(f"{file}: has weights of its own; leave out --weights")
     model = open_onnx(file, threads)
-    return file, model, load_data(console, file, model, *where), model.normalization
+    return file, model, load_data(console, file, model, where), model.normalization
 
 
-def _print(console: Console, result: Evaluation, dataset: Dataset, source: Path) -> None:
+def _named(split: str) -> str:
+    """Return what the images that were measured are called."""
+    return {"own": "test ", "train": "training ", "all": ""}.get(split, f"{split} ")
+
+
+def _print(
+    console: Console, result: Evaluation, dataset: Dataset, source: Path, split: str
+) -> None:
     from rich.table import Table
     from rich.text import Text
 
@@ -168,7 +188,7 @@ def _print(console: Console, result: Evaluation, dataset: Dataset, source: Path)
         )
     console.print(table)
     console.print(
-        f"Accuracy of {source} on the {result.total} test images of {dataset.name}: "
+        f"Accuracy of {source} on the {result.total} {_named(split)}images of {dataset.name}: "
         f"{100 * result.accuracy:.2f} % ({result.correct} correct), loss {result.loss:.4f}"
     )
 

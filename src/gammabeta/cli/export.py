@@ -92,11 +92,11 @@ def _load(
     console: Console, run: Run, data: str | None, root: Path | None, skip_unreadable: bool
 ) -> Dataset:
     """Read the data that the file is verified on."""
-    from gammabeta.cli.source import load_data
+    from gammabeta.cli.source import Place, load_data
     from gammabeta.errors import DataError
 
     try:
-        return load_data(console, run, data, root, skip_unreadable)
+        return load_data(console, run, Place(data, root, skip_unreadable))
     except DataError as error:
         hint = "" if data else "; a file is verified on real images, and --data names others"
         raise DataError(f"{error}{hint}") from None
@@ -122,8 +122,8 @@ def _export(
 
 
 def _metadata(run: Run) -> Metadata:
+    from gammabeta.data import DATA_SETS
     from gammabeta.deploy import Metadata
-    from gammabeta.deploy.metadata import DATA_SETS
 
     config = run.config
     return Metadata(
@@ -211,7 +211,7 @@ def _where(run: Run, data: str | None, root: Path | None) -> str:
     """Return the options with which ``evaluate`` finds the data: a file keeps no paths."""
     import shlex
 
-    from gammabeta.deploy.metadata import DATA_SETS
+    from gammabeta.data import DATA_SETS
 
     name, folder = data or run.config.data, root or run.config.root
     if name not in DATA_SETS or name != run.config.data:

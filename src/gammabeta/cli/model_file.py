@@ -10,6 +10,7 @@ from gammabeta.errors import GammabetaError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from gammabeta.cli.source import Place
     from gammabeta.data.dataset import Dataset
     from gammabeta.deploy import OnnxModel
 
@@ -34,9 +35,7 @@ def load_data(
     console: Console,
     path: Path,
     model: OnnxModel,
-    data: str | None,
-    root: Path | None,
-    skip_unreadable: bool,
+    place: Place,
 ) -> Dataset:
     """Read the data to measure a file on: what it was trained on, or another of its classes.
 
@@ -47,7 +46,7 @@ def load_data(
     from gammabeta.cli.source import say
     from gammabeta.data import load
 
-    name = data or model.labelled.data
+    name = place.data or model.labelled.data
     if name is None:
         raise GammabetaError(
             f"{path}: was trained on a folder of images, which it does not name; add --data DIR"
@@ -55,9 +54,10 @@ def load_data(
     with data_progress(console) as progress:
         dataset = load(
             name,
-            root=root,
+            root=place.root,
             image_size=model.image_size,
-            skip_unreadable=skip_unreadable,
+            skip_unreadable=place.skip_unreadable,
+            measure=place.measure,
             progress=progress,
         )
     match_classes(path, model.classes, dataset)

@@ -68,7 +68,7 @@ def recalibrate(
     """
     from gammabeta import runtime
     from gammabeta.cli.console import open_console, print_json
-    from gammabeta.cli.source import load_data, load_model, open_run
+    from gammabeta.cli.source import Place, load_data, load_model, open_run
     from gammabeta.training.evaluate import evaluate
     from gammabeta.training.run import fresh_path, refuse_occupied
     from gammabeta.training.weights import broken, check_finite
@@ -83,7 +83,7 @@ def recalibrate(
                              f"{home.name}-recalibrated")  # fmt: skip
     refuse_occupied(path, training=False)
     model = load_model(console, opened, weights, broken_statistics=True)
-    dataset = load_data(console, opened, data, root, skip_unreadable)
+    dataset = load_data(console, opened, Place(data, root, skip_unreadable))
     config = opened.config
     before = None if broken(model) else evaluate(model, dataset.test, config.normalization)
     report = _measure(console, opened, model, dataset, (samples, batch_size, sequential))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from gammabeta.data.dataset import Dataset, Progress
     from gammabeta.models import Net
     from gammabeta.training.predict import Labels
-    from gammabeta.training.run import Run
+    from gammabeta.training.run import Config, Run
 
 
 def open_run(path: Path) -> Run:
@@ -75,17 +76,30 @@ def of_cifar10(console: Console, weights: Path) -> tuple[Net, Labels]:
     return model, Named(CLASSES, 32, Normalization())
 
 
-def load_data(
-    console: Console, run: Run, data: str | None, root: Path | None, skip_unreadable: bool
-) -> Dataset:
+@dataclass(frozen=True)
+class Place:
+    """What a command was told about its data.
+
+    Args:
+        data: Another data set, or None for the run's own.
+        root: Where CIFAR-10 lies, or None for where the run found it.
+        skip_unreadable: Leave out unreadable images even if the training did not.
+        measure: Read only this split, as the test split; see :func:`gammabeta.data.load`.
+    """
+
+    data: str | None
+    root: Path | None
+    skip_unreadable: bool
+    measure: str | None = None
+
+
+def load_data(console: Console, run: Run, place: Place) -> Dataset:
     """Read a run's data, or other data of its classes, and say how.
 
     Args:
         console: Where progress and notes go.
         run: Decides image size and classes.
-        data: Another data set, or None for the run's own.
-        root: Where CIFAR-10 lies, or None for where the run found it.
-        skip_unreadable: Leave out unreadable images even if the training did not.
+        place: Which data.
 
     Raises:
         GammabetaError: If the data cannot be read or have other classes.
@@ -94,27 +108,50 @@ def load_data(
     from gammabeta.cli.model_file import match_classes
 
     with data_progress(console) as progress:
-        found = read_data(run, data, root, skip_unreadable, progress)
+        found, _ = read_data(run, place, progress)
     match_classes(run.path, run.config.classes, found)
     say(console, found.notes)
     return found
 
 
-def read_data(
-    run: Run,
-    data: str | None,
-    root: Path | None,
-    skip_unreadable: bool,
-    progress: Progress | None = None,
-) -> Dataset:
-    """Do what :func:`load_data` does, for any classes, and leave the notes to the caller."""
-    config = run.config
-    skip = skip_unreadable or config.skip_unreadable
-    files = config.files if data is None else None
-    wanted = dataclasses.replace(
-        config, data=data or config.data, skip_unreadable=skip, files=files
+def read_data(run: Run, place: Place, progress: Progress | None = None) -> tuple[Dataset, Config]:
+    """Do what :func:`load_data` does, for any classes, and leave the notes to the caller.
+
+    Returns:
+        The data, and the run's configuration with the place where they were found.
+    """
+    from gammabeta.data.splits import NAMED
+
+    skip = place.skip_unreadable or run.config.skip_unreadable
+    config = dataclasses.replace(run.config, skip_unreadable=skip)
+    measure = place.measure
+    notes: tuple[str, ...] = ()
+    if place.data is None or Path(place.data).resolve() == Path(config.data).resolve():
+        measure = "test" if measure == "own" else measure
+    else:
+        config, notes = _elsewhere(config, place.data)
+    if measure in NAMED:
+        config = dataclasses.replace(config, files=None)
+    found = config.load_data(place.root, progress, measure=measure)
+    return dataclasses.replace(found, notes=(*notes, *found.notes)), config
+
+
+def _elsewhere(config: Config, data: str) -> tuple[Config, tuple[str, ...]]:
+    """Return a configuration with other data; a folder that was moved keeps its list of images."""
+    from gammabeta.data import DATA_SETS
+    from gammabeta.data.layout import known_images
+
+    if data in DATA_SETS or config.files is None or not Path(data).is_dir():
+        return dataclasses.replace(config, data=data, files=None), ()
+    trained, all_there = known_images(Path(data), config.files)
+    config = dataclasses.replace(config, data=str(Path(data).absolute()))
+    if all_there:
+        return config, (f"{data} has the images that the run was trained and measured on",)
+    note = (
+        f"{trained} of these images have the names of images that the run was trained on; if they "
+        "are the same, accuracy looks better than it is"
     )
-    return wanted.load_data(root, progress)
+    return dataclasses.replace(config, files=None), (note,) if trained else ()
 
 
 def say(console: Console, notes: Iterable[str]) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gammabeta.cli.source import open_run, read_data
+from gammabeta.cli.source import Place, open_run, read_data
 from gammabeta.data import load
 from gammabeta.data.loader import Loader
 from gammabeta.errors import GammabetaError
@@ -139,7 +139,7 @@ def _of_run(
     run = open_run(path)
     model = run.build_model()
     notes = load_into(model, weights or run.model)
-    dataset = read_data(run, data, root, skip_unreadable, progress)
+    dataset, _ = read_data(run, Place(data, root, skip_unreadable), progress)
     matched = dataset.classes == run.config.classes
     images, labels = _batch(dataset, dataset.test, batch_size, run)
     notes += dataset.notes

@@ -8,7 +8,15 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from gammabeta.data.dataset import Augmentation, Dataset, Files, Normalization, Progress, Split
+from gammabeta.data.dataset import (
+    Augmentation,
+    Dataset,
+    Files,
+    Normalization,
+    Progress,
+    Split,
+    only,
+)
 from gammabeta.errors import DataError
 
 __all__ = [
@@ -23,6 +31,8 @@ __all__ = [
 ]
 
 ROOT_VARIABLE = "GAMMABETA_DATA"
+DATA_SETS = ("cifar10", "digits")
+"""Names of data sets that are the same everywhere."""
 
 
 def default_root() -> Path:
@@ -39,6 +49,7 @@ def load(
     image_size: int = 32,
     skip_unreadable: bool = False,
     files: Files | None = None,
+    measure: str | None = None,
     progress: Progress | None = None,
 ) -> Dataset:
     """Read a data set into memory, downloading CIFAR-10 where it is not yet on the disk.
@@ -49,6 +60,9 @@ def load(
         image_size: Height and width that digits and folder images are resized to.
         skip_unreadable: Leave out unreadable image files instead of refusing the folder.
         files: Of a folder, use these images and no others: a run's, to continue or measure it.
+        measure: Read only what is to be measured, as the test split, and nothing to train on:
+            "own", the data's own test split, or all images of a folder that has none; "train",
+            "test" or "all"; of a folder also "val", "dev" or "eval". None reads both splits.
         progress: Called during downloads and decoding.
 
     Raises:
@@ -64,11 +78,13 @@ def load(
             raise DataError(f"image size is {image_size}, but CIFAR-10's images are 32x32")
         from gammabeta.data.cifar import load_cifar10
 
-        return load_cifar10(Path(root) if root else default_root(), progress=progress)
+        place = Path(root) if root else default_root()
+        return load_cifar10(place, measure=measure, progress=progress)
     if data == "digits":
         from gammabeta.data.digits import load_digits
 
-        return load_digits(image_size)
+        digits = load_digits(image_size)
+        return only(digits, measure) if measure else digits
     if not Path(data).exists():
         raise DataError(
             f"{data!r} is no data set: name cifar10, digits or a folder of images that exists"
@@ -80,5 +96,6 @@ def load(
         image_size=image_size,
         skip_unreadable=skip_unreadable,
         files=files,
+        measure=measure,
         progress=progress,
     )

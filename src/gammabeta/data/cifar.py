@@ -14,7 +14,7 @@ from urllib.error import URLError
 
 from gammabeta.data.archive import unpack
 from gammabeta.data.cifar_files import BINARY, CLASSES, PYTHON, TEST, TRAIN, Form, read_split
-from gammabeta.data.dataset import Dataset, Progress
+from gammabeta.data.dataset import Dataset, Progress, check_measure
 from gammabeta.data.download import Remote, fetch
 from gammabeta.errors import DataError
 
@@ -32,7 +32,13 @@ FORMS = (BINARY, PYTHON)
 DIGITS = "--data digits needs no download"
 
 
-def load_cifar10(root: Path, *, download: bool = True, progress: Progress | None = None) -> Dataset:
+def load_cifar10(
+    root: Path,
+    *,
+    download: bool = True,
+    measure: str | None = None,
+    progress: Progress | None = None,
+) -> Dataset:
     """Load CIFAR-10, from disk if it is there.
 
     Looks in ``root`` and two levels of folders below it, at each level under the official names
@@ -42,6 +48,7 @@ def load_cifar10(root: Path, *, download: bool = True, progress: Progress | None
     Args:
         root: The folder to look in and to download to.
         download: Whether to fetch the archive (170 MB) if nothing is found.
+        measure: Read the images of "test", "train" or "all" alone, as the test split.
         progress: Called during a download with a text, the bytes that are here, and all bytes.
 
     Returns:
@@ -52,11 +59,16 @@ def load_cifar10(root: Path, *, download: bool = True, progress: Progress | None
         DataError: If the data is missing, incomplete or damaged, ``root`` cannot be used, or the
             download fails. The message names the file or folder and what to do.
     """
-    return load_from(root, OFFICIAL if download else None, progress=progress)
+    return load_from(root, OFFICIAL if download else None, measure=measure, progress=progress)
 
 
 def load_from(
-    root: Path, remote: Remote | None, *, records: int = 10_000, progress: Progress | None = None
+    root: Path,
+    remote: Remote | None,
+    *,
+    records: int = 10_000,
+    measure: str | None = None,
+    progress: Progress | None = None,
 ) -> Dataset:
     """Do what :func:`load_cifar10` does, with another server or other files.
 
@@ -64,6 +76,7 @@ def load_from(
         root: The folder to look in and to download to.
         remote: The binary archive to download if nothing is found, or None.
         records: Images in each of the six files.
+        measure: As for :func:`load_cifar10`.
         progress: As for :func:`load_cifar10`.
 
     Returns:
@@ -72,10 +85,11 @@ def load_from(
     Raises:
         DataError: As for :func:`load_cifar10`.
     """
+    parts = _parts(measure)
     try:
         found = _look(root)
         folder, form = _complete(found) or _unpacked(found) or _downloaded(root, remote, progress)
-        train, test = (read_split(folder, form, part, records) for part in (TRAIN, TEST))
+        train, test = (read_split(folder, form, part, records) for part in parts)
     except URLError as error:
         raise DataError(
             f"CIFAR-10 is not in {root} and its server cannot be reached ({error.reason}); "
@@ -88,6 +102,14 @@ def load_from(
         ) from error
     notes = (f"Read from the {form.title} files in {folder}.",)
     return Dataset("cifar10", train, test, CLASSES, notes=notes)
+
+
+def _parts(measure: str | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the files of the training and of the test split."""
+    if measure is None:
+        return TRAIN, TEST
+    check_measure("cifar10", measure)
+    return (), {"train": TRAIN, "all": TRAIN + TEST}.get(measure, TEST)
 
 
 def _look(root: Path) -> dict[Path, set[str]]:

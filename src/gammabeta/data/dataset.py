@@ -7,7 +7,7 @@ than as float32. The pixel order is (N, H, W, 3), the memory order of a channels
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,9 @@ from gammabeta.errors import DataError
 
 Progress = Callable[[str, int, int], None]
 """Called during long work with what is being done, how much is done, and the total."""
+
+MEASURES = ("own", "train", "test", "all")
+"""What may be measured: the data's own test split (all of data that has none), or the one named."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,3 +110,33 @@ class Dataset:
     def image_size(self) -> int:
         """Height and width of every image, in pixels."""
         return int(self.train.images.shape[1])
+
+
+def only(dataset: Dataset, measure: str) -> Dataset:
+    """Return a data set with the images of one choice as its test split, and none to train on.
+
+    Args:
+        dataset: Data with a split of its own.
+        measure: "own" or "test", "train", or "all".
+
+    Raises:
+        DataError: For another choice.
+    """
+    check_measure(dataset.name, measure)
+    train, test = dataset.train, dataset.test
+    both = Split(
+        np.concatenate([train.images, test.images]), np.concatenate([train.labels, test.labels])
+    )
+    chosen = {"train": train, "all": both}.get(measure, test)
+    none = Split(train.images[:0], train.labels[:0])
+    return replace(dataset, train=none, test=chosen)
+
+
+def check_measure(name: str, measure: str) -> None:
+    """Refuse a split that data of a fixed form do not have.
+
+    Raises:
+        DataError: With those that they have.
+    """
+    if measure not in MEASURES:
+        raise DataError(f"{name} has no split {measure!r}; its splits are train, test or all")

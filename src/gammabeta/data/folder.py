@@ -38,6 +38,7 @@ def load_folder(
     seed: int = 0,
     skip_unreadable: bool = False,
     files: Files | None = None,
+    measure: str | None = None,
     memory_limit: int | None = None,
     cache: Path | None = None,
     progress: Progress | None = None,
@@ -56,6 +57,8 @@ def load_folder(
             order of files, hence its own cache file.
         skip_unreadable: Leave out images that cannot be read, and say so in the notes.
         files: Use these images in this order, as a run did, and tell what is new or gone.
+        measure: Decode only what is to be measured, as the test split: "own" (the folder's own, or
+            all of a folder without), "train", "test", "all", "val", "dev" or "eval".
         memory_limit: Bytes that decoded images may take before they are kept in a memory-mapped
             file instead; by default half of the memory that is free.
         cache: Folder of that file; by default one in the user's cache folder.
@@ -72,7 +75,7 @@ def load_folder(
             images (all are named), or if the cache cannot be written.
     """
     check_image_size(image_size)
-    plan = plan_splits(Path(directory), seed, files)
+    plan = plan_splits(Path(directory), seed, files, measure)
     limit = _half_of_free_memory() if memory_limit is None else memory_limit
     if limit is None or len(plan.files) * image_size * image_size * 3 <= limit:
         decoded = decode_in_memory(plan.files, image_size, progress)
@@ -108,6 +111,8 @@ def _kept(plan: Plan, decoded: Decoded, skip_unreadable: bool) -> npt.NDArray[np
     kept[list(decoded.unreadable)] = False
     border = plan.train_count
     for side, part in (("training", slice(border)), ("test", slice(border, None))):
+        if not len(plan.labels[part]):
+            continue
         left = np.bincount(plan.labels[part][kept[part]], minlength=len(plan.classes))
         lost = [printable(plan.classes[label]) for label in np.flatnonzero(left == 0)]
         if lost:
@@ -120,13 +125,21 @@ def _kept(plan: Plan, decoded: Decoded, skip_unreadable: bool) -> npt.NDArray[np
 
 def _count_note(plan: Plan, kept: npt.NDArray[np.bool_]) -> str:
     """List the classes with their images, so that a folder read the wrong way is seen at once."""
+    if not plan.train_count:
+        measured = np.bincount(plan.labels[kept], minlength=len(plan.classes))
+        named = zip(plan.classes, measured, strict=True)
+        return _listed("classes (images measured)", [f"{printable(n)} {k}" for n, k in named])
     counts = []
     for part in (slice(plan.train_count), slice(plan.train_count, None)):
         counts.append(np.bincount(plan.labels[part][kept[part]], minlength=len(plan.classes)))
     each = zip(plan.classes, *counts, strict=True)
     listed = [f"{printable(name)} {train}+{test}" for name, train, test in each]
+    return _listed("classes (training + test images)", listed)
+
+
+def _listed(what: str, listed: list[str]) -> str:
     more = f" and {len(listed) - LISTED} more" if len(listed) > LISTED else ""
-    return f"classes (training + test images): {', '.join(listed[:LISTED])}{more}"
+    return f"{what}: {', '.join(listed[:LISTED])}{more}"
 
 
 def _twins_note(

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gammabeta.data.dataset import Files, Split
+from gammabeta.data.dataset import MEASURES, Files, Split
 from gammabeta.data.image import FORMAT_NAMES, printable
-from gammabeta.data.splits import Sides, choose_sides, has_sides
+from gammabeta.data.splits import NAMED, Sides, choose_sides, has_sides
 from gammabeta.data.tree import holds_images, images_by_class, relative_name, subfolders
 from gammabeta.errors import DataError
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 HELD_OUT_SHARE = 5
 """One image in so many is kept for testing."""
 LISTED = 20
+_SPLITS = (*MEASURES[1:], *NAMED)
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,22 +85,61 @@ def held_out(names: Sequence[str], seed: int) -> npt.NDArray[np.bool_]:
     return held
 
 
-def plan_splits(root: Path, seed: int, files: Files | None = None) -> Plan:
+def plan_splits(
+    root: Path, seed: int, files: Files | None = None, measure: str | None = None
+) -> Plan:
     """Choose the layout by the names of the subfolders.
 
     Args:
         root: The folder of pictures.
         seed: Seed of the split, where the folder does not make one itself.
         files: The images that a run began with, to be used again in their order.
+        measure: Plan only what is to be measured, as the test split; see ``load_folder``.
 
     Raises:
         DataError: If the folder is not laid out as a data set; see ``load_folder``.
     """
     root, notes = _unwrapped(root)
-    sides = choose_sides(root)
-    plan = _plan_one_tree(root, seed) if sides is None else _plan_two_trees(root, sides)
-    plan = plan if files is None else _as_before(plan, files)
+    if measure not in (None, *MEASURES, *NAMED):
+        raise DataError(f"split is {measure!r}, but must be one of {', '.join(_SPLITS)}")
+    sides = choose_sides(root, measure)
+    if sides is None and measure in NAMED:
+        raise DataError(f"{printable(root)} has no split {measure!r}, nor any other of its own")
+    if sides is None and files is None and measure in ("own", "all"):
+        plan = _plan_whole(root)
+    else:
+        plan = _plan_one_tree(root, seed) if sides is None else _plan_two_trees(root, sides)
+        plan = plan if files is None else _as_before(plan, files)
+        plan = plan if measure is None else _only(plan, measure)
     return replace(plan, notes=(*notes, *plan.notes))
+
+
+def _plan_whole(root: Path) -> Plan:
+    """Take all images of a tree of classes for the test split."""
+    classes, ignored = images_by_class(root)
+    files, labels = _flatten(classes)
+    note = f"the folder has no split of its own, so all of its {len(files)} images are measured"
+    return Plan(root, tuple(classes), files, labels, 0, (note, *_ignored_note(ignored)))
+
+
+def _only(plan: Plan, measure: str) -> Plan:
+    """Leave the images to be measured, on the test side."""
+    border = plan.train_count
+    part = {"train": slice(border), "all": slice(None)}.get(measure, slice(border, None))
+    return replace(plan, files=plan.files[part], labels=plan.labels[part], train_count=0)
+
+
+def known_images(root: Path, files: Files) -> tuple[int, bool]:
+    """Return how many of a run's training images a folder has by name, and whether it has all.
+
+    All are found in the run's own folder that was moved; some in one that shares images with it.
+
+    Raises:
+        DataError: If the folder is not laid out as a data set.
+    """
+    plan = plan_splits(root, 0, measure="all")
+    names = {relative_name(path, plan.root) for path in plan.files}
+    return len(names.intersection(files.train)), names.issuperset((*files.train, *files.test))
 
 
 def _unwrapped(root: Path) -> tuple[Path, tuple[str, ...]]:

@@ -22,6 +22,9 @@ TRAIN = "train"
 HELD_OUT = ("test", "val", "dev", "eval")
 """Kinds of split to measure with; the first that has labels is used."""
 
+NAMED = HELD_OUT[1:]
+"""What ``--split`` may name beside train, test and all."""
+
 WORDS = {
     TRAIN: ("train", "trains", "training", "trn", "训练", "训练集"),
     "test": ("test", "tests", "testing", "tst", "测试", "测试集"),
@@ -77,8 +80,12 @@ def split_name(name: str) -> SplitName | None:
     return SplitName(kinds[0], tuple(rest))
 
 
-def choose_sides(root: Path) -> Sides | None:
+def choose_sides(root: Path, measure: str | None = None) -> Sides | None:
     """Find the splits among the folders directly inside ``root``.
+
+    Args:
+        root: The folder.
+        measure: The kind of split to measure with, if it matters: "val", "dev" or "eval".
 
     Returns:
         The two sides, or None if the folders are classes.
@@ -90,7 +97,7 @@ def choose_sides(root: Path) -> Sides | None:
     named = _named(folders)
     train = [name for name, split in named.items() if split.kind == TRAIN]
     if len(train) == 1 and len(named) > 1:
-        return _pair(root, folders, named, train[0])
+        return _pair(root, folders, named, train[0], measure)
     if len(train) > 1:
         raise DataError(
             f"{printable(root)}: {_list(train)} all look like the training split; "
@@ -127,10 +134,19 @@ def _classes(folder: Path) -> set[str]:
     return set() if holds_images(folder) else set(subfolders(folder))
 
 
-def _pair(root: Path, folders: dict[str, Path], named: dict[str, SplitName], train: str) -> Sides:
+def _pair(
+    root: Path,
+    folders: dict[str, Path],
+    named: dict[str, SplitName],
+    train: str,
+    measure: str | None,
+) -> Sides:
     """Choose the side to measure with: of the same series, labelled, in the order of kinds."""
     rest = named[train].rest
-    held = [n for kind in HELD_OUT for n, s in named.items() if (s.kind, s.rest) == (kind, rest)]
+    kinds = (measure,) if measure in NAMED else HELD_OUT
+    held = [n for kind in kinds for n, s in named.items() if (s.kind, s.rest) == (kind, rest)]
+    if not held and measure in NAMED:
+        raise DataError(f"{printable(root)} has no split {measure!r}, only {_list(named)}")
     if not held:
         raise DataError(
             f"{printable(root)}: {_list(named)} look like splits but do not belong together; "

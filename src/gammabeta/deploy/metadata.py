@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import gammabeta
+from gammabeta.data import DATA_SETS
 from gammabeta.data.dataset import Normalization
 from gammabeta.errors import GammabetaError
 
-DATA_SETS = ("cifar10", "digits")
-"""Data sets that are the same everywhere; a folder is not, and its path is nobody's business."""
 PT2_NAME = "gammabeta.json"
 
 
@@ -29,7 +28,8 @@ class Metadata:
         classes: Class names in the order of the logits.
         normalization: The scaling that the model was trained with.
         image_size: Height and width of the images, in pixels.
-        data: "cifar10" or "digits", where the model was trained on one of them.
+        data: "cifar10" or "digits", where the model was trained on one of them; the path of a
+            folder is nobody's business.
 
     Raises:
         GammabetaError: For another name of a data set.

@@ -61,10 +61,21 @@ class Config:
     files: Files | None = None
     version: str = gammabeta.__version__
 
-    def load_data(self, root: Path | None = None, progress: Progress | None = None) -> Dataset:
-        """Read the run's data set again; ``root`` overrides where CIFAR-10 lies.
+    def load_data(
+        self,
+        root: Path | None = None,
+        progress: Progress | None = None,
+        *,
+        measure: str | None = None,
+    ) -> Dataset:
+        """Read the run's data set again.
 
         Of a folder, the images that the run began with are read, in their order.
+
+        Args:
+            root: Where CIFAR-10 lies, if not where it did.
+            progress: Called while data is read.
+            measure: Read only what is to be measured; see :func:`gammabeta.data.load`.
         """
         found = data.load(
             self.data,
@@ -72,6 +83,7 @@ class Config:
             image_size=self.image_size,
             skip_unreadable=self.skip_unreadable,
             files=self.files,
+            measure=measure,
             progress=progress,
         )
         if self.files is None and found.files and found.files.drawn:
