@@ -87,6 +87,12 @@ def test_a_run_is_never_overwritten(run, capsys):
     assert document["run"] == "run-recalibrated-2"
 
 
+def test_a_folder_that_cannot_be_made_is_refused_before_anything_is_measured(run, capsys):
+    answer = call(capsys, "recalibrate", "run", "--out", "run/config.json/copy")
+    assert "run/config.json/copy: cannot be made into a run folder: Not a directory" in answer.error
+    assert (answer.out, len(answer.err.splitlines())) == ("", 1)
+
+
 @pytest.mark.parametrize("step", ["save_model", "shutil.copyfile", "refuse_occupied"])
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device")])
 def test_a_failure_while_saving_leaves_nothing(run, tmp_path, monkeypatch, step, error):

@@ -133,7 +133,7 @@ def test_a_damaged_state_is_refused(capsys, complete):
     shutil.copytree(complete[0], "run")
     with open("run/state.pt", "r+b") as file:  # noqa: PTH123
         file.truncate(10_000)
-    assert "run/state.pt: is not a whole file" in call(capsys, "train", "--resume", "run").error
+    assert "run/state.pt: is damaged, cut off" in call(capsys, "train", "--resume", "run").error
 
 
 @pytest.mark.parametrize(
@@ -162,6 +162,13 @@ def test_a_wrong_value_is_one_line_and_leaves_no_run(options, message, capsys, t
     answer = call(capsys, *QUICK, *options)
     assert message in answer.error
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_folder_that_cannot_be_made_is_refused_before_data_is_read(capsys, tmp_path):
+    (tmp_path / "runs").write_text("in the way of every default")
+    answer = call(capsys, *QUICK)
+    assert "runs: cannot be made into a run folder: Not a directory" in answer.error
+    assert answer.out == ""
 
 
 def test_an_unknown_data_name_is_answered_with_the_known_ones(capsys):

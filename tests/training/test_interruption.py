@@ -73,7 +73,9 @@ class Training:
 
 
 @pytest.mark.parametrize(
-    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["Ctrl-C", "SIGTERM"]
+    ("number", "status"),
+    [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)],
+    ids=["Ctrl-C", "SIGTERM", "a terminal that closes"],
 )
 def test_a_stopped_training_prints_the_command_that_continues_it(
     number, status, unbroken, tmp_path
@@ -107,6 +109,20 @@ def test_a_killed_training_goes_on_from_its_last_checkpoint(moment, unbroken, tm
     ):  # a kill may leave one, SIGKILL cannot be caught
         temporary.unlink()
     assert_same(tmp_path / "run", unbroken)
+
+
+def test_a_hang_up_that_is_ignored_stays_so(tmp_path):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does for its child
+    try:
+        training = Training(tmp_path, "run")
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    with training:
+        training.until("epoch 2/5")
+        training.signal(signal.SIGHUP)
+        code, said, errors = training.end()
+    assert (code, errors) == (0, "")
+    assert "epoch 5/5" in said
 
 
 def test_a_second_ctrl_c_stops_at_once(tmp_path):

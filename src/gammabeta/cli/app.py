@@ -20,9 +20,12 @@ from gammabeta.cli import (
     export,
     predict,
     recalibrate,
+    streams,
     train,
 )
 from gammabeta.errors import GammabetaError
+
+_SAVE_THEIR_RESULT = {"train", "explain", "compare", "export", "recalibrate"}
 
 app = typer.Typer(
     name="gammabeta",
@@ -62,7 +65,23 @@ def _options(
 
 
 def main() -> None:
-    """Run the command line; an error that the user can mend is one line and exit status 2."""
+    """Run the command line; an error that the user can mend is one line and exit status 2.
+
+    Standard output that cannot be written is such an error too, unless what the command did is
+    in files.
+    """
+    streams.protect()
+    try:
+        _run()
+    except SystemExit as end:
+        sys.stdout.flush()
+        saved = _SAVE_THEIR_RESULT.intersection(sys.argv[1:2])
+        if streams.output_is_lost() and not end.code and not saved:
+            sys.exit(2)
+        raise
+
+
+def _run() -> None:
     try:
         app()
     except GammabetaError as error:

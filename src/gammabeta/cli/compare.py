@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gammabeta.cli import options
+from gammabeta.cli.streams import stop_requests
 from gammabeta.errors import GammabetaError
 
 if TYPE_CHECKING:
@@ -110,7 +111,6 @@ def compare(
     from gammabeta.cli.console import open_console, print_json
     from gammabeta.insight.compare import compare as run
     from gammabeta.insight.render import default_lang
-    from gammabeta.training.interrupt import stop_on_signals
 
     page = out or Path(f"compare-{Path(data).name}.html")
     if page.suffix != ".html":
@@ -119,7 +119,7 @@ def compare(
     if chosen not in {"en", "zh"}:
         raise GammabetaError(f"lang is {chosen!r}, but must be en or zh")
     console = open_console(as_json)
-    with stop_on_signals() as stop_requested, _progress(console) as tell:
+    with stop_requests() as stop_requested, _progress(console) as tell:
         comparison = run(
             data,
             journal=page.with_suffix(".jsonl"),

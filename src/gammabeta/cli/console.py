@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -34,6 +34,39 @@ def print_json(document: Mapping[str, Any]) -> None:
         raise GammabetaError("the model computes NaN or infinity; its weights are broken") from None
     sys.stdout.write(text)
     sys.stdout.write("\n")
+
+
+@contextmanager
+def side_result(what: str) -> Iterator[None]:
+    """Let the block fail with a warning alone: no picture is worth a command's result."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 - a drawing library may raise anything
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        print(f"gammabeta: warning: without {what}: {reason}", file=sys.stderr)
+
+
+class SideListener:
+    """A listener that is dropped, with a warning, when it fails.
+
+    Args:
+        what: What it writes, in words.
+        make: Makes it; may fail too.
+    """
+
+    def __init__(self, what: str, make: Callable[[], Listener]) -> None:
+        self.what = what
+        self.listener: Listener | None = None
+        with side_result(what):
+            self.listener = make()
+
+    def __call__(self, event: Event) -> None:
+        """Pass one event on."""
+        listener, self.listener = self.listener, None
+        if listener:
+            with side_result(self.what):
+                listener(event)
+                self.listener = listener
 
 
 @contextmanager

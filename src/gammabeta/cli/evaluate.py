@@ -69,16 +69,16 @@ def evaluate(
       gammabeta evaluate --weights tutorial.pth
       gammabeta evaluate model.onnx
     """
+    from contextlib import nullcontext
     from math import isfinite
     from time import perf_counter
 
     from gammabeta import runtime
-    from gammabeta.cli.console import open_console, print_json
+    from gammabeta.cli.console import open_console, print_json, side_result
     from gammabeta.cli.model_file import is_model_file
     from gammabeta.cli.source import Place
     from gammabeta.errors import GammabetaError
     from gammabeta.training import evaluate as measuring
-    from gammabeta.training.plots import plot_confusion
 
     console = open_console(as_json)
     machine = runtime.configure("fp32", threads=threads)
@@ -102,11 +102,14 @@ def evaluate(
     _print(console, result, dataset, source, split)
     if as_json:
         print_json(_document(result, dataset, source, speed) | {"split": split})
-    picture = confusion or (run / "confusion.png" if run and not weights and not exported else None)
-    if picture:
+    unasked = run / "confusion.png" if run and not weights and not exported else None
+    if picture := confusion or unasked:
         title = f"{source.name}: {100 * result.accuracy:.2f} % of {result.total}"
-        plot_confusion(result.confusion, dataset.classes, title, picture)
-        console.print(f"confusion matrix: {picture}")
+        with nullcontext() if confusion else side_result("the confusion matrix's picture"):
+            from gammabeta.training.plots import plot_confusion
+
+            plot_confusion(result.confusion, dataset.classes, title, picture)
+            console.print(f"confusion matrix: {picture}")
 
 
 def _open(

@@ -70,7 +70,7 @@ def recalibrate(
     from gammabeta.cli.console import open_console, print_json
     from gammabeta.cli.source import Place, load_data, load_model, open_run
     from gammabeta.training.evaluate import evaluate
-    from gammabeta.training.run import fresh_path, refuse_occupied
+    from gammabeta.training.run import fresh_path, refuse_occupied, refuse_unwritable
     from gammabeta.training.weights import broken, check_finite
 
     console = open_console(as_json)
@@ -82,6 +82,7 @@ def recalibrate(
     path = out or fresh_path(home.parent if run.name in {"", "."} else run.parent,
                              f"{home.name}-recalibrated")  # fmt: skip
     refuse_occupied(path, training=False)
+    refuse_unwritable(path)
     model = load_model(console, opened, weights, broken_statistics=True)
     dataset = load_data(console, opened, Place(data, root, skip_unreadable))
     config = opened.config

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,6 +11,7 @@ import typer
 
 from gammabeta.cli import options
 from gammabeta.cli.naming import program
+from gammabeta.cli.streams import stop_requests
 from gammabeta.errors import GammabetaError
 
 if TYPE_CHECKING:
@@ -122,12 +124,13 @@ def _begin(console: Console, given: dict[str, Any]) -> tuple[Run, Dataset]:
     from gammabeta.cli.console import data_progress
     from gammabeta.data import load
     from gammabeta.training.recipe import RECIPES, resolve
-    from gammabeta.training.run import Config, Run, fresh_path, refuse_occupied
+    from gammabeta.training.run import Config, Run, fresh_path, refuse_occupied, refuse_unwritable
 
     numbers = {k: v for k, v in given.items() if hasattr(RECIPES["anneal"], k)}
     recipe = resolve(given["recipe"], given["config"], numbers)
     if given["out"]:
         refuse_occupied(given["out"])
+    refuse_unwritable(given["out"] or RUNS)
     machine = runtime.configure(given["precision"], given["device"], given["threads"])
     if given["verbose"]:
         console.print(machine.describe())
@@ -208,13 +211,11 @@ def _fit(
     console: Console, run: Run, dataset: Dataset, *, resumed: bool, tensorboard: bool, as_json: bool
 ) -> None:
     """Train to the end, or until asked to stop, and say how it went."""
-    from gammabeta.cli.console import print_json, training_listener
+    from gammabeta.cli.console import SideListener, print_json, training_listener
     from gammabeta.training.events import Listener, MetricsFile, TensorBoard
-    from gammabeta.training.interrupt import stop_on_signals
-    from gammabeta.training.plots import plot_curves
     from gammabeta.training.trainer import StoppedError, Trainer
 
-    with stop_on_signals() as stop_requested:
+    with stop_requests() as stop_requested:
         trainer = Trainer(run, dataset, resume=resumed, stop_requested=stop_requested)
         if trainer.total_steps < FEW_STEPS:
             console.print(
@@ -224,21 +225,31 @@ def _fit(
         at = trainer.position
         listeners: list[Listener] = [MetricsFile(run.metrics, at.epoch, at.step)]
         if tensorboard:
-            listeners.append(TensorBoard(run.tensorboard, at.step))
+            board = partial(TensorBoard, run.tensorboard, at.step)
+            listeners.append(SideListener("TensorBoard's events", board))
         try:
             batches = len(trainer.loader)
             with training_listener(console, run.config.recipe.epochs, batches, at.step) as show:
                 result = trainer.fit([*listeners, show])
         except StoppedError as stopped:
-            plot_curves(run.metrics, run.curves)
+            _draw_curves(run)
             console.print(
                 f"{stopped}; continue with: {program()} train --resume {shlex.quote(str(run.path))}"
             )
             raise typer.Exit(128 + stopped.signal) from None
-    plot_curves(run.metrics, run.curves)
+    _draw_curves(run)
     _conclude(console, trainer, result)
     if as_json:
         print_json(_document(trainer, result))
+
+
+def _draw_curves(run: Run) -> None:
+    from gammabeta.cli.console import side_result
+
+    with side_result("the curves"):
+        from gammabeta.training.plots import plot_curves
+
+        plot_curves(run.metrics, run.curves)
 
 
 def _conclude(console: Console, trainer: Trainer, result: Evaluation) -> None:

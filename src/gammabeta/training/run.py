@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -212,6 +213,20 @@ def refuse_occupied(path: Path, *, training: bool = True) -> None:
         raise RunError(
             f"{path}: already exists and is not overwritten; {remedy}choose another --out"
         )
+
+
+def refuse_unwritable(path: Path) -> None:
+    """Raise a RunError unless a folder can be made at the path; it is tried nearby, and undone.
+
+    A command asks before its work, so that hours do not end in a folder that cannot be made.
+    """
+    whole = path.absolute()
+    nearest = next(p for p in (whole, *whole.parents) if os.path.lexists(p))
+    try:
+        with tempfile.TemporaryDirectory(prefix=".", dir=nearest):
+            pass
+    except OSError as error:
+        raise RunError(f"{path}: cannot be made into a run folder: {error.strerror}") from None
 
 
 def fresh_path(parent: Path, stem: str) -> Path:
