@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gammabeta.norm.activation import Epilogue
-from gammabeta.norm.kernels import eager, layout
+from gammabeta.norm.kernels import layout
+from gammabeta.norm.kernels.composite import composite
 from gammabeta.norm.kernels.fused import backward, forward
 from gammabeta.norm.kernels.native.variant import APART
 from gammabeta.norm.kernels.program import Plan, plan_of
@@ -200,34 +200,3 @@ def _as(parameter: Tensor | None, grad: Tensor | None) -> Tensor | None:
     if grad is None or parameter is None:
         return None
     return grad if parameter.dtype == torch.float32 else grad.to(parameter.dtype)
-
-
-@torch.enable_grad()
-def composite(ctx: Any, dy: Tensor, *, create_graph: bool) -> tuple[Tensor | None, ...]:
-    """Return the gradients as functions of x, γ, β, the residual and dy."""
-    x, weight, bias, residual, _, saved, codes = ctx.saved_tensors
-    _, _, activation, slope, pool, eps = ctx.plan
-    gated = ctx.added and activation in APART
-    tanh = activation == "gelu_tanh"
-    name = None if gated or activation == "identity" else activation.removesuffix("_tanh")
-    epilogue = Epilogue(name, slope, "tanh" if tanh else "none", pool or None)
-    if ctx.constant:
-        mean, inverse = saved.detach()
-        mean, var = mean.float(), (inverse**-2 - eps).float()
-        y = eager.infer(x, mean, var, weight, bias, residual, eps, epilogue)
-    else:
-        y = eager.train(x, weight, bias, residual, eps, epilogue)[0]
-    if gated and codes is not None and codes.numel():
-        blocked = slope if activation == "leaky_relu" else 0.0
-        dy = dy * torch.where(codes.bool(), 1.0, blocked).to(dy.dtype)
-    inputs = (x, weight, bias, residual)
-    wanted = [i for i in range(4) if ctx.needs_input_grad[i] and inputs[i] is not None]
-    found = torch.autograd.grad(
-        y, [inputs[i] for i in wanted], dy, create_graph=create_graph, allow_unused=True
-    )
-    grads: list[Tensor | None] = [None] * 4
-    for i, grad in zip(wanted, found, strict=True):
-        grads[i] = grad
-    if gated and ctx.needs_input_grad[3]:
-        grads[3] = dy
-    return tuple(grads)

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from gammabeta.norm.activation import Epilogue
-from gammabeta.norm.kernels.tracing import recorded
+from gammabeta.norm.kernels.tracing import recorded, transformed
 
 _FAR = 16.0
 """A channel is moved if its mean is this many standard deviations from zero: 4 bits are lost."""
@@ -32,6 +33,9 @@ def train(
     running: object = None,  # noqa: ARG001 (left to the caller)
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Normalise with the batch's own statistics; see ``registry.Kernel``."""
+    if _differentiated_beyond_torch() and x.numel():
+        y, mean, var = by_operators(x, weight, bias, eps)
+        return epilogue(y, residual), mean, var
     shift = _probe(x)
     if shift is not None:
         x = x - per_channel(shift, x)
@@ -64,6 +68,46 @@ def infer(
             shift = torch.where(far, mean, 0.0)
             x, mean = x - per_channel(shift, x), mean - shift
     return epilogue(F.batch_norm(x, mean, var, weight, bias, False, 0.0, eps), residual)
+
+
+def by_operators(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Normalise as ``train`` does, with operators that have derivatives of every order.
+
+    Torch's batch norm has two, and its tangent in forward mode has none that is right: mean and
+    deviation count as constants in it.
+
+    Args:
+        x: (N, C, *), not empty. Half precision is computed in float32.
+        weight: (C,) or None.
+        bias: (C,) or None.
+        eps: Added to the variance.
+
+    Returns:
+        The output, and the batch's mean and unbiased variance, without a gradient.
+    """
+    wide = x.float() if x.dtype in {torch.bfloat16, torch.float16} else x
+    axes, count = [0, *range(2, x.dim())], x.numel() // x.shape[1]
+    var, mean = torch.var_mean(wide, axes, correction=0)
+    scale = (var + eps).rsqrt()
+    scale = scale if weight is None else scale * weight
+    y = (wide - per_channel(mean, x)) * per_channel(scale, x)
+    y = y if bias is None else y + per_channel(bias, x)
+    dtype = statistics_dtype(x, weight)
+    unbiased = var.detach() * (count / max(count - 1, 1))
+    return y.to(x.dtype), mean.detach().to(dtype), unbiased.to(dtype)
+
+
+def _differentiated_beyond_torch() -> bool:
+    """Tell whether torch.func may ask for a derivative that torch's batch norm has not."""
+    if not transformed():
+        return not torch.compiler.is_compiling() and forward_ad._current_level >= 0
+    if torch.compiler.is_compiling():  # which cannot see the whole stack
+        return True
+    functorch = torch._C._functorch
+    kinds = [level.key() for level in functorch.get_interpreter_stack()]
+    return functorch.TransformType.Jvp in kinds or kinds.count(functorch.TransformType.Grad) > 1
 
 
 def statistics_dtype(x: Tensor, weight: Tensor | None) -> torch.dtype:

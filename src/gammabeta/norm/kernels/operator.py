@@ -12,13 +12,8 @@ import torch
 from torch import Tensor
 
 from gammabeta.norm.kernels import layout
-from gammabeta.norm.kernels.autograd import (
-    composite,
-    compute,
-    gradients,
-    is_batched,
-    kept_output,
-)
+from gammabeta.norm.kernels.autograd import compute, gradients, is_batched, kept_output
+from gammabeta.norm.kernels.composite import composite
 from gammabeta.norm.kernels.library import register
 from gammabeta.norm.kernels.native.variant import APART, MASKED
 from gammabeta.norm.kernels.program import Plan, plan_of, pooled_size

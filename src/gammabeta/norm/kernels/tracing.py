@@ -12,17 +12,20 @@ def recorded() -> bool:
     return bool(torch._C._get_tracing_state()) or get_proxy_mode() is not None
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def transformed() -> bool:
+    """Tell whether ``torch.func`` differentiates or batches what runs now."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
 def watched() -> bool:
     """Tell whether somebody is to see every operator, so that none may hide in a kernel.
 
     Under ``torch.compile`` a custom operator stands for the kernel, but not in a graph made for
     export, which is to run elsewhere.
     """
+    if transformed():
+        return True
     if torch.compiler.is_compiling():
         return torch.compiler.is_exporting()
-    return (
-        torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._functorch.peek_interpreter_stack() is not None
-        or forward_ad._current_level >= 0
-        or recorded()
-    )
+    return torch._C._len_torch_dispatch_stack() > 0 or forward_ad._current_level >= 0 or recorded()
