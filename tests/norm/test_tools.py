@@ -88,19 +88,6 @@ def test_fx_fusing_keeps_the_output(make):
 
 
 @OURS
-def test_eager_quantization_fusing_is_right_or_refused(make):
-    subject = model(make)
-    expected = subject(X)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            fused = torch.ao.quantization.fuse_modules(subject, [["0", "1"]])
-        except (NotImplementedError, AttributeError, AssertionError):
-            return
-    torch.testing.assert_close(fused(X), expected)
-
-
-@OURS
 def test_functional_patching_of_running_statistics_works(make):
     from torch.func import replace_all_batch_norm_modules_
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from gammabeta.norm import registries
 from gammabeta.norm.activation import Epilogue
 from gammabeta.norm.functional import PLAIN, Stats, normalize
 from gammabeta.norm.updates import batch_weight, updates_allowed
@@ -209,3 +210,11 @@ class LazyBatchNorm3d(nn.LazyBatchNorm3d):
     """Becomes :class:`BatchNorm3d` at its first input."""
 
     cls_to_become: Any = BatchNorm3d
+
+
+_TWINS: dict[type, type] = {
+    nn.BatchNorm1d: BatchNorm1d,
+    nn.BatchNorm2d: BatchNorm2d,
+    nn.BatchNorm3d: BatchNorm3d,
+}
+registries.enter(_TWINS, registries.REFUSALS + registries.COUNTS + registries.REPLACEMENTS)

@@ -6,9 +6,10 @@ Source: Ioffe, "Batch Renormalization", NeurIPS 2017. arXiv:1702.03275.
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from gammabeta.norm import registries
 from gammabeta.norm.functional import Stats, normalize
 from gammabeta.norm.kernels.eager import per_channel
 from gammabeta.norm.layers import check_dims
@@ -154,3 +155,11 @@ class BatchRenorm3d(_BatchRenorm):
     """Batch renormalisation over (N, C, D, H, W)."""
 
     _dims = (5,)
+
+
+_ALIKE: dict[type, type] = {
+    nn.BatchNorm1d: BatchRenorm1d,
+    nn.BatchNorm2d: BatchRenorm2d,
+    nn.BatchNorm3d: BatchRenorm3d,
+}
+registries.enter(_ALIKE, registries.REFUSALS + registries.COUNTS)
