@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import os
@@ -12,7 +13,7 @@ import tarfile
 import numpy as np
 import pytest
 
-from gammabeta.data.cifar import load_cifar10, load_from
+from gammabeta.data.cifar import _strange_archive, load_cifar10, load_from
 from gammabeta.data.cifar_files import BINARY, PYTHON, read_binary, read_python
 from gammabeta.data.download import Remote
 from gammabeta.errors import DataError
@@ -110,6 +111,24 @@ def test_an_archive_is_unpacked_beside_itself(tmp_path, form, place):
     assert_is_the_data(load(root))
     assert {p.name for p in (root / place).iterdir()} == {form.archive, form.folder}
     assert_is_the_data(load(root))
+
+
+@FORMS
+def test_an_archive_that_is_not_the_official_one_is_told(tmp_path, form):
+    archive = pack(tmp_path / form.archive, write(tmp_path / "source" / form.folder, form))
+    (tmp_path / "source").rename(tmp_path / ".source")
+    told = [note for note in load(tmp_path).notes if "is not the official archive" in note]
+    md5 = hashlib.md5(archive.read_bytes()).hexdigest()  # noqa: S324 (as published)
+    assert len(told) == 1
+    assert md5 in told[0]
+    assert form.md5 in told[0]
+
+
+@FORMS
+def test_the_official_archive_needs_no_remark(tmp_path, form):
+    archive = pack(tmp_path / form.archive, write(tmp_path / "source" / form.folder, form))
+    md5 = hashlib.md5(archive.read_bytes()).hexdigest()  # noqa: S324 (as published)
+    assert _strange_archive(archive, dataclasses.replace(form, md5=md5)) == ()
 
 
 def with_label_10(path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 import socket
 import subprocess
@@ -86,6 +87,45 @@ def test_a_part_file_of_an_earlier_process_is_used_or_dropped(tmp_path, extra):
     with serve(BODY) as served:
         assert fetch(remote(served), tmp_path).read_bytes() == BODY
     assert served.ranges == ([None] if extra else [])
+
+
+def link(part, outside):
+    part.symlink_to(outside)
+
+
+def dangling_link(part, outside):
+    outside.unlink()
+    part.symlink_to(outside)
+
+
+def hard_link(part, outside):
+    os.link(outside, part)
+
+
+def folder(part, _):
+    part.mkdir()
+
+
+def pipe(part, _):
+    os.mkfifo(part)
+
+
+@pytest.mark.parametrize("make", [link, dangling_link, hard_link, folder, pipe])
+def test_nothing_is_written_through_what_lies_in_the_place_of_the_part(tmp_path, make):
+    outside = tmp_path / "outside"
+    outside.write_bytes(b"mine")
+    root = tmp_path / "root"
+    root.mkdir()
+    make(root / f"{NAME}.part", outside)
+    before = outside.read_bytes() if outside.exists() else None
+    with (
+        serve(BODY) as served,
+        pytest.raises(DataError, match=rf"{NAME}\.part: is a link or no plain file.*remove it"),
+    ):
+        fetch(remote(served), root)
+    assert served.ranges == []
+    assert (outside.read_bytes() if outside.exists() else None) == before
+    assert [p.name for p in root.iterdir()] == [f"{NAME}.part"]
 
 
 def test_a_stalled_server_is_given_up_and_resumed(tmp_path):

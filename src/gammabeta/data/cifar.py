@@ -15,15 +15,18 @@ from urllib.error import URLError
 from gammabeta.data.archive import unpack
 from gammabeta.data.cifar_files import BINARY, CLASSES, PYTHON, TEST, TRAIN, Form, read_split
 from gammabeta.data.dataset import Dataset, Progress, check_measure
-from gammabeta.data.download import Remote, fetch
+from gammabeta.data.download import Remote, fetch, md5_of
 from gammabeta.errors import DataError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    Files = tuple[Path, Form, tuple[str, ...]]
+    """The folder of the six files, their form, and what to tell about them."""
+
 OFFICIAL = Remote(
     url="https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
-    md5="c32a1d4ab5d03f1284b67883e8d87530",
+    md5=BINARY.md5,
     size=170_052_171,
 )
 DEPTH = 2
@@ -53,7 +56,8 @@ def load_cifar10(
 
     Returns:
         The data set "cifar10": 50,000 training and 10,000 test images, uint8 (N, 32, 32, 3), in
-        the files' order.
+        the files' order. A note tells if they were unpacked from another archive than the
+        official one.
 
     Raises:
         DataError: If the data is missing, incomplete or damaged, ``root`` cannot be used, or the
@@ -88,7 +92,8 @@ def load_from(
     parts = _parts(measure)
     try:
         found = _look(root)
-        folder, form = _complete(found) or _unpacked(found) or _downloaded(root, remote, progress)
+        files = _complete(found) or _unpacked(found) or _downloaded(root, remote, progress)
+        folder, form, notes = files
         train, test = (read_split(folder, form, part, records) for part in parts)
     except URLError as error:
         raise DataError(
@@ -100,8 +105,8 @@ def load_from(
         raise DataError(
             f"{root}: cannot be used for CIFAR-10 ({error}); choose a folder you may write to"
         ) from error
-    notes = (f"Read from the {form.title} files in {folder}.",)
-    return Dataset("cifar10", train, test, CLASSES, notes=notes)
+    read = f"Read from the {form.title} files in {folder}."
+    return Dataset("cifar10", train, test, CLASSES, notes=(read, *notes))
 
 
 def _parts(measure: str | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -136,12 +141,12 @@ def _rank(folder: Path) -> tuple[bool, Path]:
     return folder.name not in {form.folder for form in FORMS}, folder
 
 
-def _complete(found: dict[Path, set[str]]) -> tuple[Path, Form] | None:
+def _complete(found: dict[Path, set[str]]) -> Files | None:
     """Find a folder with all six files of a form; complain if there are only some."""
     places = [(folder, form) for form in FORMS for folder in found]
     for folder, form in places:
         if found[folder].issuperset(form.names):
-            return folder, form
+            return folder, form, ()
     for folder, form in places:
         missing = [name for name in form.names if name not in found[folder]]
         if len(missing) < len(form.names):
@@ -152,16 +157,29 @@ def _complete(found: dict[Path, set[str]]) -> tuple[Path, Form] | None:
     return None
 
 
-def _unpacked(found: dict[Path, set[str]]) -> tuple[Path, Form] | None:
-    """Find the archive of a form and unpack it beside itself."""
+def _unpacked(found: dict[Path, set[str]]) -> Files | None:
+    """Find the archive of a form and unpack it beside itself; tell if it is not the official."""
     for form in FORMS:
         for folder, files in found.items():
             if form.archive in files:
-                return _unpack(folder / form.archive, form)
+                archive = folder / form.archive
+                return _unpack(archive, form, _strange_archive(archive, form))
     return None
 
 
-def _downloaded(root: Path, remote: Remote | None, progress: Progress | None) -> tuple[Path, Form]:
+def _strange_archive(archive: Path, form: Form) -> tuple[str, ...]:
+    with archive.open("rb") as file:
+        md5 = md5_of(file)
+    if md5 == form.md5:
+        return ()
+    return (
+        f"{archive} is not the official archive (its MD5 is {md5}, published is {form.md5}): if "
+        "nobody packed it anew, its images may be damaged; delete it and the folder beside it to "
+        "get all anew",
+    )
+
+
+def _downloaded(root: Path, remote: Remote | None, progress: Progress | None) -> Files:
     if remote is None:
         raise DataError(
             f"CIFAR-10 is not in {root}; allow the download, or put {BINARY.archive} into it; "
@@ -170,7 +188,7 @@ def _downloaded(root: Path, remote: Remote | None, progress: Progress | None) ->
     return _unpack(fetch(remote, root, progress=progress), BINARY)
 
 
-def _unpack(archive: Path, form: Form) -> tuple[Path, Form]:
+def _unpack(archive: Path, form: Form, notes: tuple[str, ...] = ()) -> Files:
     target = archive.with_name(form.folder)
     unpack(archive, target, form.names, max_bytes=MAX_UNPACKED)
-    return target, form
+    return target, form, notes

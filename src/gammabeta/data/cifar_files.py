@@ -41,6 +41,7 @@ class Form:
         title: What the form is called in a sentence.
         folder: The official folder's name.
         archive: The official archive's name.
+        md5: The MD5 of the official archive, as published.
         suffix: What follows a batch's name in its file's name.
         read: Reads one file of so many images: pixels uint8 (N, 3072) and labels (N,).
     """
@@ -48,6 +49,7 @@ class Form:
     title: str
     folder: str
     archive: str
+    md5: str
     suffix: str
     read: Callable[[Path, int], tuple[Bytes, npt.NDArray[np.integer]]]
 
@@ -89,8 +91,22 @@ def read_python(path: Path, count: int) -> tuple[Bytes, npt.NDArray[np.integer]]
     return data, np.array(labels, np.int64)
 
 
-BINARY = Form("binary", "cifar-10-batches-bin", "cifar-10-binary.tar.gz", ".bin", read_binary)
-PYTHON = Form("Python", "cifar-10-batches-py", "cifar-10-python.tar.gz", "", read_python)
+BINARY = Form(
+    title="binary",
+    folder="cifar-10-batches-bin",
+    archive="cifar-10-binary.tar.gz",
+    md5="c32a1d4ab5d03f1284b67883e8d87530",
+    suffix=".bin",
+    read=read_binary,
+)
+PYTHON = Form(
+    title="Python",
+    folder="cifar-10-batches-py",
+    archive="cifar-10-python.tar.gz",
+    md5="c58f30108f718f92721af3b95e74349a",
+    suffix="",
+    read=read_python,
+)
 
 
 def read_split(folder: Path, form: Form, batches: tuple[str, ...], count: int) -> Split:

@@ -8,9 +8,11 @@ process at a time downloads into a folder; others wait and find the file there.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import ssl
+import stat
 import sys
 import time
 from contextlib import contextmanager, suppress
@@ -79,7 +81,8 @@ def fetch(
 
     Raises:
         DataError: If the server answers with an error status or another file, or the connection
-            broke more than ``retries`` times. The message tells whether calling again resumes.
+            broke more than ``retries`` times, or what lies in the place of ``NAME.part`` is a link
+            or no plain file. The message tells whether calling again resumes.
         urllib.error.URLError: If the server cannot be reached.
         OSError: If the folder cannot be written.
     """
@@ -89,11 +92,11 @@ def fetch(
     with _alone_in(folder, lambda: report("waiting for another download", 0, remote.size)):
         if not path.exists():
             part = path.with_name(f"{path.name}.part")
-            with part.open("ab") as file:
+            with _open_part(part) as file:
                 _receive_all(remote, file, report, timeout=timeout, retries=retries, pause=pause)
                 file.flush()
                 os.fsync(file.fileno())
-            _verify(part, remote)
+                _verify(file, part, remote)
             part.replace(path)
     return path
 
@@ -119,6 +122,28 @@ def _alone_in(folder: Path, on_wait: Callable[[], None]) -> Iterator[None]:
         os.close(descriptor)
 
 
+def _open_part(part: Path) -> IO[bytes]:
+    """Open the file in which bytes gather; never a link, which may lead anywhere, nor a pipe."""
+    refusal = DataError(
+        f"{part}: is a link or no plain file, and is not written through; remove it and call again"
+    )
+    if part.is_symlink():
+        raise refusal
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND
+    flags |= sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"))
+    try:
+        descriptor = os.open(part, flags, 0o666)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
+            raise refusal from None
+        raise
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+        os.close(descriptor)
+        raise refusal
+    return os.fdopen(descriptor, "a+b")
+
+
 def _receive_all(
     remote: Remote,
     file: IO[bytes],
@@ -137,7 +162,8 @@ def _receive_all(
                 here = file.seek(0, os.SEEK_END)
                 raise DataError(
                     f"{remote.url}: the transfer broke {retries + 1} times, last by: {error}; "
-                    f"{here} of {remote.size} bytes are kept in {file.name}, call again to resume"
+                    f"{here} of {remote.size} bytes are kept in {remote.name}.part, call again to "
+                    "resume"
                 ) from error
             time.sleep(pause)
 
@@ -187,12 +213,18 @@ def _check_length(remote: Remote, response: HTTPResponse, here: int) -> None:
         )
 
 
-def _verify(part: Path, remote: Remote) -> None:
-    with part.open("rb") as file:
-        found = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+def _verify(file: IO[bytes], part: Path, remote: Remote) -> None:
+    found = md5_of(file)
     if found != remote.md5:
         part.unlink()
         raise DataError(
             f"{remote.url}: the download has MD5 {found} instead of {remote.md5} and was deleted; "
             "call again to download anew"
         )
+
+
+def md5_of(file: IO[bytes]) -> str:
+    """Return the MD5 of a whole file, as publishers of data sets write it."""
+    file.seek(0)
+    digest = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False))  # type: ignore[arg-type]
+    return digest.hexdigest()
