@@ -96,13 +96,13 @@ def test_an_existing_run_is_not_overwritten(capsys, complete, tmp_path):
     ("more", "named"),
     [
         (["--lr", "0.1"], "--lr"),
-        (["--epochs", "9", "--batch-size", "8"], "--epochs, --batch-size"),
-        (["--data", "cifar10"], "--data"),  # also where it is the default
+        (["--epochs", "9", "--batch-size", "8"], "--batch-size"),
+        (["--seed", "0"], "--seed"),  # also where it is the default
         (["--out", "x"], "--out"),
-        (["--threads", "2", "--skip-unreadable"], "--threads"),
+        (["--init", "x.pth"], "--init"),
         (["--recipe", "tutorial"], "--recipe"),
         (["--config", "x.toml"], "--config"),
-        (["--precision", "fp32", "--device", "cpu"], "--precision, --device"),
+        (["--precision", "fp32", "--momentum", "0"], "--momentum, --precision"),
         (["--image-size", "32"], "--image-size"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -126,7 +126,9 @@ def test_a_missing_run_is_refused(kind, capsys, tmp_path):
         (tmp_path / "run").mkdir()
     elif kind == "a file":
         (tmp_path / "run").write_text("")
-    assert "run: is not a run: " in call(capsys, "train", "--resume", "run").error
+    says = "run: is a file, but a run is a folder; if it holds weights, name it with --init run"
+    error = call(capsys, "train", "--resume", "run").error
+    assert (says if kind == "a file" else "run: is not a run: ") in error
 
 
 def test_a_damaged_state_is_refused(capsys, complete):

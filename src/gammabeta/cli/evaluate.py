@@ -132,7 +132,7 @@ def _open(
     if run:
         opened = open_run(run)
         model = load_model(console, opened, weights)
-        return source, model, load_data(console, opened, where)
+        return source, model, load_data(console, opened, where)[1]
     with data_progress(console) as progress:
         dataset = load(
             where.data or "cifar10",

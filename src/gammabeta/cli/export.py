@@ -96,7 +96,7 @@ def _load(
     from gammabeta.errors import DataError
 
     try:
-        return load_data(console, run, Place(data, root, skip_unreadable))
+        return load_data(console, run, Place(data, root, skip_unreadable))[1]
     except DataError as error:
         hint = "" if data else "; a file is verified on real images, and --data names others"
         raise DataError(f"{error}{hint}") from None

@@ -84,7 +84,7 @@ def recalibrate(
     refuse_occupied(path, training=False)
     refuse_unwritable(path)
     model = load_model(console, opened, weights, broken_statistics=True)
-    dataset = load_data(console, opened, Place(data, root, skip_unreadable))
+    opened, dataset = load_data(console, opened, Place(data, root, skip_unreadable))
     config = opened.config
     before = None if broken(model) else evaluate(model, dataset.test, config.normalization)
     report = _measure(console, opened, model, dataset, (samples, batch_size, sequential))

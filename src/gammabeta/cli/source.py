@@ -19,8 +19,12 @@ if TYPE_CHECKING:
     from gammabeta.training.run import Config, Run
 
 
-def open_run(path: Path) -> Run:
+def open_run(path: Path, option: str = "--weights") -> Run:
     """Open a run's folder; a file in its place is answered with the option for weights.
+
+    Args:
+        path: The folder.
+        option: The command's option for a file of weights.
 
     Raises:
         GammabetaError: If it is no run.
@@ -30,7 +34,7 @@ def open_run(path: Path) -> Run:
     if path.exists() and not path.is_dir():
         raise GammabetaError(
             f"{path}: is a file, but a run is a folder; if it holds weights, name it with "
-            f"--weights {path}"
+            f"{option} {path}"
         )
     return Run.open(path)
 
@@ -93,13 +97,16 @@ class Place:
     measure: str | None = None
 
 
-def load_data(console: Console, run: Run, place: Place) -> Dataset:
+def load_data(console: Console, run: Run, place: Place) -> tuple[Run, Dataset]:
     """Read a run's data, or other data of its classes, and say how.
 
     Args:
         console: Where progress and notes go.
         run: Decides image size and classes.
         place: Which data.
+
+    Returns:
+        The run, with the new place in its configuration if its own data were moved; and the data.
 
     Raises:
         GammabetaError: If the data cannot be read or have other classes.
@@ -108,32 +115,33 @@ def load_data(console: Console, run: Run, place: Place) -> Dataset:
     from gammabeta.cli.model_file import match_classes
 
     with data_progress(console) as progress:
-        found, _ = read_data(run, place, progress)
+        run, found = read_data(run, place, progress)
     match_classes(run.path, run.config.classes, found)
     say(console, found.notes)
-    return found
+    return run, found
 
 
-def read_data(run: Run, place: Place, progress: Progress | None = None) -> tuple[Dataset, Config]:
-    """Do what :func:`load_data` does, for any classes, and leave the notes to the caller.
-
-    Returns:
-        The data, and the run's configuration with the place where they were found.
-    """
+def read_data(run: Run, place: Place, progress: Progress | None = None) -> tuple[Run, Dataset]:
+    """Do what :func:`load_data` does, for any classes, and leave the notes to the caller."""
     from gammabeta.data.splits import NAMED
+    from gammabeta.training.run import Run
 
-    skip = place.skip_unreadable or run.config.skip_unreadable
-    config = dataclasses.replace(run.config, skip_unreadable=skip)
+    began = run.config
+    skip = place.skip_unreadable or began.skip_unreadable
+    config = dataclasses.replace(began, skip_unreadable=skip)
     measure = place.measure
     notes: tuple[str, ...] = ()
     if place.data is None or Path(place.data).resolve() == Path(config.data).resolve():
         measure = "test" if measure == "own" else measure
     else:
         config, notes = _elsewhere(config, place.data)
-    if measure in NAMED:
-        config = dataclasses.replace(config, files=None)
-    found = config.load_data(place.root, progress, measure=measure)
-    return dataclasses.replace(found, notes=(*notes, *found.notes)), config
+    moved = config.files is not None and config.data != began.data
+    files = None if measure in NAMED else config.files
+    found = dataclasses.replace(config, files=files).load_data(
+        place.root, progress, measure=measure
+    )
+    now = Run(run.path, dataclasses.replace(began, data=config.data)) if moved else run
+    return now, dataclasses.replace(found, notes=(*notes, *found.notes))
 
 
 def _elsewhere(config: Config, data: str) -> tuple[Config, tuple[str, ...]]:

@@ -139,7 +139,7 @@ def _of_run(
     run = open_run(path)
     model = run.build_model()
     notes = load_into(model, weights or run.model)
-    dataset, _ = read_data(run, Place(data, root, skip_unreadable), progress)
+    _, dataset = read_data(run, Place(data, root, skip_unreadable), progress)
     matched = dataset.classes == run.config.classes
     images, labels = _batch(dataset, dataset.test, batch_size, run)
     notes += dataset.notes

@@ -12,19 +12,17 @@ import typer
 from gammabeta.cli import options
 from gammabeta.cli.naming import program
 from gammabeta.cli.streams import stop_requests
-from gammabeta.errors import GammabetaError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from gammabeta.data.dataset import Dataset
     from gammabeta.training.evaluate import Evaluation
-    from gammabeta.training.run import Run
+    from gammabeta.training.run import Config, Run
     from gammabeta.training.trainer import Trainer
 
 RUNS = Path("runs")
 FEW_STEPS = 90
-_WITH_RESUME = {"resume", "root", "tensorboard", "as_json", "verbose", "debug"}
 
 
 def _number(help_text: str) -> Any:
@@ -82,8 +80,17 @@ def train(
     resume: Annotated[
         Path | None,
         typer.Option(
-            help="Continue this run where it stopped, to the same bits. Only --root, "
-            "--tensorboard and --json go with it.",
+            help="Continue this run where it stopped, to the same bits. --epochs makes it longer; "
+            "--data, --root, --device and --threads say where its data and the machine are now.",
+            show_default=False,
+        ),
+    ] = None,
+    init: Annotated[
+        Path | None,
+        typer.Option(
+            help="Begin with the weights of this checkpoint, safetensors or torch.save. The last "
+            "layer begins anew for another number of classes.",
+            metavar="FILE",
             show_default=False,
         ),
     ] = None,
@@ -104,15 +111,19 @@ def train(
       gammabeta train --recipe tutorial          CIFAR-10 as the tutorial does it
       gammabeta train --data photos/ --epochs 20 your own images
       gammabeta train --resume runs/cifar10-anneal-1
+      gammabeta train --resume runs/cifar10-anneal-1 --epochs 16
+      gammabeta train --data photos/ --init runs/cifar10-anneal-1/model.safetensors
     """
+    from gammabeta.cli import resume as resuming
     from gammabeta.cli.console import open_console
 
     console = open_console(as_json)
     if resume is None:
         run, dataset = _begin(console, context.params)
     else:
-        _refuse_other_options(context)
-        run, dataset = _reopen(console, resume, root, verbose)
+        resuming.refuse_other_options(context)
+        run, dataset = resuming.reopen(console, resuming.named(context), verbose)
+        _introduce(console, run, dataset, "as before")
     _fit(
         console, run, dataset, resumed=resume is not None, tensorboard=tensorboard, as_json=as_json
     )
@@ -122,6 +133,7 @@ def _begin(console: Console, given: dict[str, Any]) -> tuple[Run, Dataset]:
     """Resolve the recipe, read the data and make a new run folder."""
     from gammabeta import runtime
     from gammabeta.cli.console import data_progress
+    from gammabeta.cli.source import say
     from gammabeta.data import load
     from gammabeta.training.recipe import RECIPES, resolve
     from gammabeta.training.run import Config, Run, fresh_path, refuse_occupied, refuse_unwritable
@@ -157,40 +169,21 @@ def _begin(console: Console, given: dict[str, Any]) -> tuple[Run, Dataset]:
         device=machine.device,
         threads=machine.threads,
         files=dataset.files,
+        init=str(given["init"].absolute()) if given["init"] else None,
     )
+    notes = _init_notes(config)
     path = given["out"] or fresh_path(RUNS, f"{dataset.name}-{recipe.name}")
     run = Run.create(path, config)
     _introduce(console, run, dataset, machine.reason)
+    say(console, notes)
     return run, dataset
 
 
-def _reopen(console: Console, path: Path, root: Path | None, verbose: bool) -> tuple[Run, Dataset]:
-    """Set the process up as the run's configuration says and read its data again."""
-    from gammabeta import runtime
-    from gammabeta.cli.console import data_progress
-    from gammabeta.training.run import Run
+def _init_notes(config: Config) -> list[str]:
+    """Try the weights to begin with before a folder is made, and return what is to be said."""
+    from gammabeta.training.trainer import begin_with
 
-    run = Run.open(path)
-    config = run.config
-    machine = runtime.configure(config.precision, config.device, config.threads)
-    if verbose:
-        console.print(machine.describe())
-    with data_progress(console) as progress:
-        dataset = config.load_data(root, progress)
-    _introduce(console, run, dataset, "as before")
-    return run, dataset
-
-
-def _refuse_other_options(context: typer.Context) -> None:
-    given = [
-        name
-        for name in context.params
-        if name not in _WITH_RESUME
-        and getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
-    ]
-    if given:
-        flags = ", ".join("--" + name.replace("_", "-") for name in given)
-        raise GammabetaError(f"--resume continues a run as it was configured; leave out {flags}")
+    return [] if config.init is None else begin_with(config.build_model(), config.init)
 
 
 def _introduce(console: Console, run: Run, dataset: Dataset, reason: str) -> None:
@@ -223,6 +216,8 @@ def _fit(
                 "need about a hundred; more --epochs, or a smaller --batch-size with a smaller --lr"
             )
         at = trainer.position
+        if resumed:
+            _save_changes(console, trainer)
         listeners: list[Listener] = [MetricsFile(run.metrics, at.epoch, at.step)]
         if tensorboard:
             board = partial(TensorBoard, run.tensorboard, at.step)
@@ -250,6 +245,19 @@ def _draw_curves(run: Run) -> None:
         from gammabeta.training.plots import plot_curves
 
         plot_curves(run.metrics, run.curves)
+
+
+def _save_changes(console: Console, trainer: Trainer) -> None:
+    """Keep what the user changed in a resumed run, now that its state was found to fit."""
+    from gammabeta.cli.resume import schedule
+    from gammabeta.training.run import Run
+
+    run, began = trainer.run, Run.open(trainer.run.path).config
+    if run.config.recipe != began.recipe:
+        steps = trainer.position.step, trainer.total_steps
+        console.print(schedule(began.recipe, run.config.recipe, *steps))
+    if run.config != began:
+        run.save_config()
 
 
 def _conclude(console: Console, trainer: Trainer, result: Evaluation) -> None:

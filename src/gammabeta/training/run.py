@@ -46,6 +46,7 @@ class Config:
         device: "cpu" or "cuda".
         threads: Threads inside one operator; another number may change the last bits.
         files: The images of a folder that it is trained and measured on; None for other data.
+        init: The checkpoint that it began with, or None for new weights.
         version: The gammabeta that wrote it.
     """
 
@@ -60,7 +61,12 @@ class Config:
     device: str
     threads: int
     files: Files | None = None
+    init: str | None = None
     version: str = gammabeta.__version__
+
+    def build_model(self) -> Net:
+        """Return a new, untrained network of the run's shape."""
+        return Net(len(self.classes), self.image_size)
 
     def load_data(
         self,
@@ -122,8 +128,7 @@ class Run:
         except OSError as error:
             raise RunError(f"{path}: cannot be made into a run folder: {error.strerror}") from None
         run = cls(path, config)
-        content = json.dumps(dataclasses.asdict(config), indent=2).encode()
-        write_atomically(path / "config.json", lambda file: file.write(content + b"\n"))
+        run.save_config()
         return run
 
     @classmethod
@@ -142,9 +147,19 @@ class Run:
         except (ValueError, TypeError, KeyError, GammabetaError) as error:
             raise RunError(f"{file}: is damaged or of another version: {error}") from None
 
+    def save_config(self, folder: Path | None = None) -> None:
+        """Write the configuration, into the run's folder or another.
+
+        Raises:
+            RunError: If it cannot be written.
+        """
+        content = json.dumps(dataclasses.asdict(self.config), indent=2).encode()
+        path = (folder or self.path) / "config.json"
+        write_atomically(path, lambda file: file.write(content + b"\n"))
+
     def build_model(self) -> Net:
         """Return a new, untrained network of the run's shape."""
-        return Net(len(self.config.classes), self.config.image_size)
+        return self.config.build_model()
 
     def load_model(self, *, broken_statistics: bool = False) -> Net:
         """Return the trained network.
@@ -177,7 +192,8 @@ class Run:
         sweep(path.parent)
         try:
             with folder_beside(path) as stage:
-                for name in ("config.json", self.metrics.name, self.curves.name):
+                self.save_config(stage)
+                for name in (self.metrics.name, self.curves.name):
                     if (self.path / name).exists():
                         shutil.copyfile(self.path / name, stage / name)
                 for name, content in files.items():

@@ -11,12 +11,14 @@ import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from gammabeta.data.dataset import Dataset
 from gammabeta.data.loader import Loader
 from gammabeta.errors import GammabetaError, NonFiniteLossError, RunError
+from gammabeta.models import Net
 from gammabeta.training.checkpoint import load_state, save_model, save_state
 from gammabeta.training.evaluate import Evaluation, evaluate
 from gammabeta.training.events import (
@@ -30,6 +32,7 @@ from gammabeta.training.events import (
 )
 from gammabeta.training.run import Run
 from gammabeta.training.step import Outcome, make_optimizer, train_step
+from gammabeta.training.weights import load_into
 
 
 class StoppedError(GammabetaError):
@@ -79,6 +82,18 @@ class Position:
         self.epoch_correct = self.epoch_images = 0
 
 
+def begin_with(model: Net, path: str) -> list[str]:
+    """Load the weights that a training is to begin with; the last layer may be for other classes.
+
+    Returns:
+        Sentences for the user.
+
+    Raises:
+        RunError: If the file is missing or damaged, does not fit, or holds NaN.
+    """
+    return load_into(model, Path(path), head=("fc2.weight", "fc2.bias"))
+
+
 class Trainer:
     """Trains the network of a run.
 
@@ -121,6 +136,8 @@ class Trainer:
         if resume and (run.state.exists() or run.model.exists()):
             self._restore()
         else:
+            if config.init is not None:
+                begin_with(self.model, config.init)
             self.save()
 
     @property

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,13 +68,20 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     return dict(found[1])
 
 
-def load_into(model: nn.Module, path: Path, *, broken_statistics: bool = False) -> list[str]:
+def load_into(
+    model: nn.Module,
+    path: Path,
+    *,
+    broken_statistics: bool = False,
+    head: Collection[str] = (),
+) -> list[str]:
     """Load a checkpoint into a model: all of it, or nothing.
 
     Args:
         model: Its names and shapes decide which of the file's tensors are meant.
         path: A safetensors file, or one that ``torch.save`` wrote.
         broken_statistics: Accept NaN and infinity in running statistics, to measure them anew.
+        head: Entries that stay as they are where the file has them for other classes.
 
     Returns:
         Sentences for the user: the prefix that was left out, what was not used, what was rounded.
@@ -96,9 +103,12 @@ def load_into(model: nn.Module, path: Path, *, broken_statistics: bool = False) 
     best = max(choices, key=lambda choice: choice.fitting)  # the first of equals
     if not best.fitting[1]:
         raise RunError(f"{path}: {_strangers(model, choices)}")
-    apply_weights(model, best.inside, path)
+    given = best.inside
+    anew = [key for key in head if key in given and _for_other_classes(given[key], wanted[key])]
+    apply_weights(model, given | {key: wanted[key] for key in anew}, path)
     check_finite(model, path, broken_statistics=broken_statistics)
-    return [*_notes(best, choices), *_rounded(wanted, best.inside)]
+    told = [f"{', '.join(anew)} begin anew: the file has them for other classes"] if anew else []
+    return [*_notes(best, choices), *_rounded(wanted, given), *told]
 
 
 def apply_weights(model: nn.Module, weights: Mapping[str, Tensor], source: Path) -> None:
@@ -214,6 +224,13 @@ def _misfit(value: Tensor, target: Tensor) -> str | None:
         else value.dtype is not torch.bool and not value.is_complex() and _whole(value)
     )
     return None if fits else f"is {_name(value.dtype)}, expected {_name(target.dtype)}"
+
+
+def _for_other_classes(value: Tensor, target: Tensor) -> bool:
+    """Tell whether two entries of a last layer differ in the number of classes alone."""
+    if _kind(value) or value.ndim != target.ndim:
+        return False
+    return len(value) != len(target) and value.shape[1:] == target.shape[1:]
 
 
 def _kind(value: Tensor) -> str | None:
