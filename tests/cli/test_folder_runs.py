@@ -172,3 +172,12 @@ def test_unreadable_images_are_left_out_by_every_command_that_says_so(command, r
     answer = call(capsys, *words, "--skip-unreadable")
     assert answer.code == 0, answer.err
     assert f"skipped as unreadable: {files.test[0]}" in answer.out
+
+
+def test_a_comparison_leaves_unreadable_images_out_too(pets, capsys):
+    few = fill(pets.parent / "few", cat=6, dog=6)
+    (few / "cat" / "000.png").write_bytes(b"no picture")
+    assert "--skip-unreadable" in call(capsys, "compare", "--data", "few").error
+    answer = call(capsys, "compare", "--data", "few", "--skip-unreadable")
+    assert "skipped as unreadable: cat/000.png" in answer.out
+    assert "but a comparison holds a tenth of them out" in answer.error  # read, and found too few

@@ -36,6 +36,7 @@ _ENDS = {
 def compare(
     data: options.Data = "cifar10",
     root: options.Root = None,
+    skip_unreadable: options.SkipUnreadable = False,
     seeds: Annotated[
         int, typer.Option(min=1, help="Seeds a variant is trained with; one gives no verdict.")
     ] = 3,
@@ -131,7 +132,9 @@ def compare(
             **({"rates": _numbers(rates)} if rates else {}),
             batch_size=batch_size,
             image_size=image_size,
+            skip_unreadable=skip_unreadable,
             precision=precision,
+            note=console.print,
             command=_command(),
             tell=tell,
             stop_requested=stop_requested,

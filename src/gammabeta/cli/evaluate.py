@@ -54,6 +54,7 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
+    device: options.Device = "auto",
     threads: options.Threads = None,
     as_json: options.Json = False,
     verbose: options.Verbose = False,
@@ -81,7 +82,7 @@ def evaluate(
     from gammabeta.training import evaluate as measuring
 
     console = open_console(as_json)
-    machine = runtime.configure("fp32", threads=threads)
+    machine = runtime.configure("fp32", device, threads)
     if verbose:
         console.print(machine.describe(), markup=False)
     where = Place(data, root, skip_unreadable, split)

@@ -48,6 +48,12 @@ Threads = Annotated[
     int | None,
     typer.Option(min=1, help="CPU threads. Default: all available cores.", show_default=False),
 ]
+Device = Annotated[
+    str,
+    typer.Option(
+        help="Where to compute. auto: CUDA where torch sees it.", metavar="[auto|cpu|cuda]"
+    ),
+]
 Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON document; progress goes to stderr.")
 ]

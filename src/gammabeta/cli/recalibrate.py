@@ -51,6 +51,7 @@ def recalibrate(
             "layers that use each batch's own statistics, as in training.",
         ),
     ] = True,
+    device: options.Device = "cpu",
     threads: options.Threads = None,
     as_json: options.Json = False,
     verbose: options.Verbose = False,
@@ -74,7 +75,7 @@ def recalibrate(
     from gammabeta.training.weights import broken, check_finite
 
     console = open_console(as_json)
-    machine = runtime.configure("fp32", "cpu", threads)
+    machine = runtime.configure("fp32", device, threads)
     if verbose:
         console.print(machine.describe())
     opened = open_run(run)
@@ -83,7 +84,7 @@ def recalibrate(
                              f"{home.name}-recalibrated")  # fmt: skip
     refuse_occupied(path, training=False)
     refuse_unwritable(path)
-    model = load_model(console, opened, weights, broken_statistics=True)
+    model = load_model(console, opened, weights, broken_statistics=True).to(machine.device)
     opened, dataset = load_data(console, opened, Place(data, root, skip_unreadable))
     config = opened.config
     before = None if broken(model) else evaluate(model, dataset.test, config.normalization)

@@ -141,8 +141,10 @@ def compare(
     rates: Iterable[float] = RATES,
     batch_size: int | None = None,
     image_size: int | None = None,
+    skip_unreadable: bool = False,
     precision: str = "auto",
     command: str | None = None,
+    note: Callable[[str], object] = lambda _: None,
     tell: Callable[[Status], None] = lambda _: None,
     stop_requested: Callable[[], int] = lambda: 0,
 ) -> Comparison:
@@ -163,8 +165,10 @@ def compare(
         rates: Learning rates to try.
         batch_size: Images a step; by default 128, or 64 with fewer than 10,000 images.
         image_size: Of digits (default 16) and folders (32).
+        skip_unreadable: Leave out images of a folder that cannot be read.
         precision: "auto", "fp32" or "bf16", the same for every variant.
         command: For the page: how to do it again.
+        note: Told each sentence about how the data were found.
         tell: Told how far it is.
         stop_requested: Returns the number of a signal that asks to stop, or 0.
 
@@ -175,7 +179,9 @@ def compare(
     began = monotonic()
     if isinstance(data, str):
         size = image_size or (DIGITS_SIZE if data == "digits" else 32)
-        dataset = load(data, root=root, image_size=size)
+        dataset = load(data, root=root, image_size=size, skip_unreadable=skip_unreadable)
+        for sentence in dataset.notes:
+            note(sentence)
     else:
         dataset = data
     held = hold_out(dataset)
