@@ -20,6 +20,7 @@ from PIL import Image
 from deploy_helpers import expected, near, normalized, run_onnx, run_pt2
 from gammabeta.cli import app
 from gammabeta.cli.export import _where
+from gammabeta.data import Files
 from gammabeta.deploy import job as jobs
 from gammabeta.training import evaluate as measuring
 from gammabeta.training.checkpoint import save_model
@@ -299,3 +300,18 @@ def test_where_cifar_lies_is_part_of_the_suggestion_and_not_of_the_file(run):
     assert _where(cifar, None, Path("/other")) == " --root /other"
     assert _where(cifar, "photos", None) == " --data photos"
     assert _where(opened, None, None) == ""
+
+
+@pytest.mark.parametrize("command", ["evaluate", "predict"])
+def test_a_pipe_in_the_place_of_a_file_is_refused_at_once(command, run, capsys):
+    os.mkfifo("pipe.onnx")
+    error = call(capsys, command, "pipe.onnx", *(["0.png"] if command == "predict" else [])).error
+    assert "pipe.onnx: is a pipe or a device" in error
+
+
+def test_the_suggestion_for_a_split_that_was_drawn_keeps_to_it(run):
+    opened = Run.open(run)
+    files = Files(("a/1.png",), ("a/2.png",), drawn=True)
+    own = Run(run, dataclasses.replace(opened.config, data="/my/photos", files=files))
+    assert _where(own, None, None) == " --data /my/photos --split test"
+    assert _where(own, "other", None) == " --data other"

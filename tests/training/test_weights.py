@@ -9,6 +9,7 @@ import os
 import pickle
 import random
 import re
+import zipfile
 from fractions import Fraction
 from pathlib import Path
 
@@ -231,6 +232,26 @@ def test_a_tensor_that_is_no_plain_array_of_floats_is_refused_by_name(kind, net,
     torch.save({**weights, "fc2.weight": change(weights["fc2.weight"])}, tmp_path / "w.pth")
     message = refusal(load_into, Net(10, 8), tmp_path / "w.pth")
     assert f"w.pth: does not fit Net: fc2.weight {reason}" in message
+
+
+def test_dictionaries_that_repeat_each_other_are_looked_at_once(net, tmp_path):
+    repeated = {"a": torch.ones(1)}
+    for _ in range(3):
+        repeated = {f"{i}": repeated for i in range(3000)}
+    torch.save(repeated, tmp_path / "w.pth")  # 27,000 million ways lead to the tensor
+    assert "has no entry of Net" in refusal(load_into, net, tmp_path / "w.pth")
+
+
+def test_a_small_file_of_a_huge_pickle_is_refused(net, tmp_path):
+    torch.save(net.state_dict(), tmp_path / "w.pth")
+    with zipfile.ZipFile(tmp_path / "w.pth") as good:
+        records = {name: good.read(name) for name in good.namelist()}
+    with zipfile.ZipFile(tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as bomb:
+        for name, content in records.items():
+            bomb.writestr(name, content + bytes(2**27) if "data.pkl" in name else content)
+    assert (tmp_path / "bomb.pth").stat().st_size < 3 * 2**20
+    message = refusal(load_into, net, tmp_path / "bomb.pth")
+    assert "its pickle has more than 67,108,864 bytes" in message
 
 
 def header(content, tail=b""):

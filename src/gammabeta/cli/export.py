@@ -215,7 +215,8 @@ def _where(run: Run, data: str | None, root: Path | None) -> str:
 
     name, folder = data or run.config.data, root or run.config.root
     if name not in DATA_SETS or name != run.config.data:
-        return f" --data {shlex.quote(name)}"
+        drawn = data is None and run.config.files is not None and run.config.files.drawn
+        return f" --data {shlex.quote(name)}" + " --split test" * drawn
     return f" --root {shlex.quote(str(folder))}" if folder and name == "cifar10" else ""
 
 

@@ -118,7 +118,10 @@ def _plan_whole(root: Path) -> Plan:
     """Take all images of a tree of classes for the test split."""
     classes, ignored = images_by_class(root)
     files, labels = _flatten(classes)
-    note = f"the folder has no split of its own, so all of its {len(files)} images are measured"
+    note = (
+        f"the folder has no split of its own, so all of its {len(files)} images are measured; if "
+        "the model was trained on it, --split test keeps to those that training left out"
+    )
     return Plan(root, tuple(classes), files, labels, 0, (note, *_ignored_note(ignored)))
 
 

@@ -84,6 +84,9 @@ def read_file(path: Path) -> bytes:
         GammabetaError: If it cannot be read.
     """
     try:
+        if path.exists() and not path.is_file():
+            kind = "a folder" if path.is_dir() else "a pipe or a device"
+            raise GammabetaError(f"{path}: is {kind}, but a file was expected")
         return path.read_bytes()
     except OSError as error:
         raise GammabetaError(f"{path}: {error.strerror}") from None

@@ -24,6 +24,8 @@ from gammabeta.training.beside import stand_ins
 
 _SEAL = b"gammabeta sha256 "
 _COMMENT = len(_SEAL) + len(NO_SEAL)
+MAX_PICKLE_BYTES = 2**26
+"""Of an archive's pickle, without its tensors: room for some 400,000 of them."""
 _TAIL = 1024
 """Where a seal is looked for: in the last bytes, also if the very last ones were cut off."""
 
@@ -54,11 +56,11 @@ def read_torch_file(path: Path) -> Any:
             raise RunError(f"{path}: {reason}")
         with path.open("rb") as file:
             _check_seal(path, file)
+            if zipfile.is_zipfile(file):
+                _check_records(file)
+            file.seek(0)
             with warnings.catch_warnings(), torch.serialization.safe_globals(stand_ins(path)):
                 warnings.simplefilter("ignore")  # of a pickle's protocol, of TorchScript
-                if zipfile.is_zipfile(file):
-                    _check_records(file)
-                file.seek(0)
                 return torch.load(file, map_location="cpu", weights_only=True)
     except RunError:
         raise
@@ -105,6 +107,8 @@ def _check_records(file: BinaryIO) -> None:
         if len({name.casefold() for name in sizes}) < len(archive.infolist()):
             raise _BadRecordError("two of its records have one name")
         root = archive.namelist()[0].split("/")[0]
+        if sizes.get(f"{root}/data.pkl", 0) > MAX_PICKLE_BYTES:
+            raise _BadRecordError(f"its pickle has more than {MAX_PICKLE_BYTES:,} bytes")
         storages = _storages(archive.read(f"{root}/data.pkl"))
     for key, needed in storages.items():
         found = sizes.get(f"{root}/data/{key}", 0)

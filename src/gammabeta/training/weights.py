@@ -170,15 +170,25 @@ def is_statistic(key: str) -> bool:
     return key.endswith(("running_mean", "running_var"))
 
 
-def _state_dicts(read: Mapping[Any, Any], depth: int = DEPTH) -> Iterator[tuple[str, Any]]:
+def _state_dicts(read: Mapping[Any, Any]) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
     """Yield every mapping of names to tensors, the outermost first, and where it lies."""
-    tensors = {k: v for k, v in read.items() if isinstance(k, str) and isinstance(v, Tensor)}
-    if tensors:
-        yield "", _unwrapped(tensors)
-    for key, value in read.items():
-        if depth and isinstance(value, Mapping):
-            for place, found in _state_dicts(value, depth - 1):
-                yield f"{shown(key)}.{place}".removesuffix("."), found
+    level, seen = [("", read)], {id(read)}
+    for _ in range(DEPTH + 1):
+        below = []
+        for place, mapping in level:
+            tensors = {k: v for k, v in mapping.items() if _is_entry(k, v)}
+            if tensors:
+                yield place.removeprefix("."), _unwrapped(tensors)
+            for key, value in mapping.items():
+                if isinstance(value, Mapping) and id(value) not in seen:  # a file may repeat it
+                    seen.add(id(value))
+                    name = shown(key) if isinstance(key, str) else "…"
+                    below.append((f"{place}.{name}", value))
+        level = below
+
+
+def _is_entry(key: object, value: object) -> bool:
+    return isinstance(key, str) and isinstance(value, Tensor)
 
 
 def _unwrapped(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
