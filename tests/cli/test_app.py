@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -12,6 +13,7 @@ import typer
 
 import gammabeta
 from gammabeta.cli.app import app
+from gammabeta.cli.console import print_json
 from training_helpers import PROGRAM, call, environment
 
 COMMANDS = typer.main.get_command(app).commands
@@ -25,6 +27,12 @@ def _wide(monkeypatch):
 def test_the_version_is_the_packages(capsys):
     answer = call(capsys, "--version")
     assert (answer.code, answer.out) == (0, f"gammabeta {gammabeta.__version__}\n")
+
+
+def test_a_number_that_json_does_not_know_is_null(capsys):
+    print_json({"loss": float("nan"), "ratios": [float("inf"), 1.5]})
+    printed = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert printed == {"loss": None, "ratios": [None, 1.5]}
 
 
 def test_help_lists_every_command(capsys):

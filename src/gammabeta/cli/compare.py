@@ -199,11 +199,9 @@ def _left(status: Status) -> str:
 
 
 def _write(comparison: Comparison, page: Path, lang: str) -> None:
-    import json
+    from gammabeta.files import to_json, write_atomically
 
-    from gammabeta.files import write_atomically
-
-    text = json.dumps(comparison.to_dict(), indent=1, allow_nan=False)
+    text = to_json(comparison.to_dict(), indent=1)
     comparison.to_html(page, lang)
     write_atomically(page.with_suffix(".json"), lambda file: file.write(text.encode() + b"\n"))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from gammabeta.data.dataset import Progress as DataProgress
-from gammabeta.errors import GammabetaError
+from gammabeta.files import to_json
 from gammabeta.training.events import BatchDone, EpochDone, Event, Listener, LossLogged
 
 _BYTES_FROM = 2**20  # totals from here on are bytes of a transfer, not files
@@ -27,12 +26,8 @@ def open_console(as_json: bool) -> Console:
 
 
 def print_json(document: Mapping[str, Any]) -> None:
-    """Print the one JSON document of a command to stdout."""
-    try:
-        text = json.dumps(document, indent=2, allow_nan=False)
-    except ValueError:
-        raise GammabetaError("the model computes NaN or infinity; its weights are broken") from None
-    sys.stdout.write(text)
+    """Print the one JSON document of a command to stdout, with null for NaN and infinity."""
+    sys.stdout.write(to_json(document, indent=2))
     sys.stdout.write("\n")
 
 

@@ -155,9 +155,9 @@ def _document(
 
 
 def _save(run: Run, path: Path, model: Net, document: dict[str, Any]) -> None:
-    import json
+    from gammabeta.files import to_json
 
-    content = json.dumps(document, indent=2, allow_nan=False).encode() + b"\n"
+    content = to_json(document, indent=2).encode() + b"\n"
     run.copy_with(path, model, {"recalibration.json": content})
 
 
