@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.distributed.checkpoint import state_dict as checkpoint
 from torch.nn.utils import parametrizations, parametrize, prune
 
@@ -62,6 +63,7 @@ CHILDREN = {
     "named bn": lambda bn: Adapted(bn, "bn"),
     "compiled": lambda bn: torch.compile(bn, backend="eager"),
     "parallel": lambda bn: nn.DataParallel(bn),
+    "checkpointed": checkpoint_wrapper,
     "another": lambda _: nn.GroupNorm(1, 3),
     "none": lambda _: nn.Identity(),
 }
@@ -131,7 +133,11 @@ def test_it_fits_what_is_inside_by_itself_and_the_other_way(case):
     assert_same(dict(ours.state_dict()), state)
 
 
-@pytest.mark.parametrize("case", [*CHILDREN.keys() - {"named bn"}])  # whose names say either
+# The first says either of two things, and the second is renamed by its wrapper's own hook.
+NAMED = [*CHILDREN.keys() - {"named bn", "checkpointed"}]
+
+
+@pytest.mark.parametrize("case", sorted(NAMED))
 def test_what_has_the_names_of_its_parameters_loads_too(case):
     source, target = Net(act(case)), Net(act(case, seed=7))
     named = {**dict(source.named_parameters()), **dict(source.named_buffers())}

@@ -95,3 +95,32 @@ assert numba.config.DISABLE_JIT == 1
 def test_switched_off_later_the_kernels_go_on():
     done = python(LATER)
     assert done.returncode == 0, done.stderr
+
+
+FIRST = {
+    "compiled": "torch.compile(layer, backend='aot_eager', fullgraph=True)(x)",
+    "exported": "torch.export.export(layer.eval(), (x,)); layer.train()",
+    "exported strictly": "torch.export.export(layer.eval(), (x,), strict=True); layer.train()",
+    "traced": "torch.jit.trace(layer.eval(), x); layer.train()",
+    "symbolic": "torch.fx.symbolic_trace(torch.nn.Sequential(layer))(x)",
+    "transformed": "torch.func.vmap(layer.eval())(x.unsqueeze(0)); layer.train()",
+    "fake": "with torch._subclasses.FakeTensorMode(): BatchNorm2d(20)(torch.randn(4, 20, 6, 6))",
+    "meta": "with torch.device('meta'): layer(x)",
+    "inference": "with torch.inference_mode(): layer(x)",
+}
+THEN = """
+import warnings
+import torch
+from gammabeta import BatchNorm2d
+warnings.simplefilter("ignore")
+x, layer = torch.randn(4, 20, 6, 6), BatchNorm2d(20)
+{first}
+assert "FusedBatchNorm" in layer(x.requires_grad_()).grad_fn.name()
+"""
+
+
+@pytest.mark.parametrize("how", FIRST)
+def test_a_first_call_of_any_kind_leaves_the_kernels_usable(how):
+    done = python(THEN.format(first=FIRST[how]))
+    assert done.returncode == 0, done.stderr
+    assert "cannot be used" not in done.stderr

@@ -108,7 +108,8 @@ class _BatchNormAct(nn.Module):
 
     def _fqn_modifiers(self) -> dict[str, str]:
         """Tell torch.distributed.checkpoint where the keys of the state_dict lead."""
-        return dict.fromkeys(_names(self.bn), "bn")
+        inside = set().union(*map(_names, self.bn.modules()))  # a wrapper may hide its own name
+        return dict.fromkeys(inside - _own(self), "bn")
 
     def _load_from_state_dict(
         self,

@@ -125,16 +125,14 @@ def _input_refusal(x: Tensor) -> str | None:
         return f"the input is on {x.device}"
     if x.dtype not in _DTYPES:
         return f"the input is {x.dtype}, not float32 or bfloat16"
-    missing: str | None = unavailable()
-    if missing is not None:
-        return missing
     if not _is_plain(x):
         return f"the input is a {type(x).__name__}, not a plain tensor"
     if watched():
         return "the call is recorded, transformed or watched"
     if x.numel() == 0 or layout.of(x) is None:
         return f"the memory of the input {tuple(x.shape)}, strides {x.stride()}, is not dense"
-    return None
+    missing: str | None = unavailable()  # last: tracing changes what Numba would import
+    return missing
 
 
 def _is_plain(x: Tensor) -> bool:
