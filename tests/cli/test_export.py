@@ -209,7 +209,7 @@ def test_data_that_are_gone_are_an_error_that_says_what_to_do(run, capsys):
     (run / "config.json").write_text(json.dumps(config | {"data": "/gone/photos"}))
     error = call(capsys, "export", "run", "net.onnx").error
     assert "'/gone/photos' is no data set" in error
-    assert "--data names others" in error
+    assert "name their new place with --data" in error
     assert files(run) == ["run"]
 
 

@@ -50,7 +50,9 @@ def assert_same(a, b):
 
 def test_a_run_goes_on_where_its_folder_is_now(stopped, tmp_path, capsys):
     (tmp_path / "pets").rename(tmp_path / "moved")
-    assert "pets" in call(capsys, "train", "--resume", "stopped").error
+    for words in (("train", "--resume"), ("evaluate",), ("recalibrate",), ("explain",)):
+        error = call(capsys, *words, "stopped").error
+        assert "if the images of stopped were moved, name their new place with --data" in error
     assert call(capsys, "train", "--resume", "stopped", "--data", "moved").code == 0
     assert_same(model_of(tmp_path / "stopped"), model_of(tmp_path / "whole"))
     assert call(capsys, "evaluate", "stopped").code == 0  # the run knows the place from now on

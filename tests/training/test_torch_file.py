@@ -6,6 +6,8 @@ import io
 import os
 import pickle
 import random
+import subprocess
+import sys
 import zipfile
 
 import pytest
@@ -183,3 +185,14 @@ def test_what_is_no_file_is_refused_at_once(kind, tmp_path):
         os.mkfifo(path)
     with pytest.raises(RunError, match=r"x\.pt: (no such file|is not a file)"):
         read_torch_file(path)
+
+
+def test_a_good_file_is_read_without_a_warning(tmp_path):
+    torch.save({"a": torch.ones(2), "n": torch.ones(2, dtype=torch.int64)}, tmp_path / "x.pt")
+    script = (
+        "from pathlib import Path; from gammabeta.training.torch_file import read_torch_file; "
+        f"read_torch_file(Path({str(tmp_path / 'x.pt')!r}))"
+    )
+    command = [sys.executable, "-W", "always", "-c", script]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert "TypedStorage" not in done.stderr

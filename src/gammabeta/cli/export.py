@@ -70,7 +70,7 @@ def export(
     """
     from gammabeta import runtime
     from gammabeta.cli.console import open_console, print_json
-    from gammabeta.cli.source import load_model, open_run
+    from gammabeta.cli.source import Place, load_data, load_model, open_run
     from gammabeta.deploy.export import check_target
 
     console = open_console(as_json)
@@ -80,26 +80,12 @@ def export(
     check_target(file, int8=int8)
     opened = open_run(run)
     model = load_model(console, opened, weights)
-    dataset = _load(console, opened, data, root, skip_unreadable)
+    dataset = load_data(console, opened, Place(data, root, skip_unreadable))[1]
     done = _export(opened, model, file, dataset, (int8, with_preprocessing, fold))
     accuracies = _accuracies(file, model, dataset) if int8 else None
     _print(console, done, dataset, accuracies, _where(opened, data, root))
     if as_json:
         print_json(_document(weights or run, done, dataset, accuracies))
-
-
-def _load(
-    console: Console, run: Run, data: str | None, root: Path | None, skip_unreadable: bool
-) -> Dataset:
-    """Read the data that the file is verified on."""
-    from gammabeta.cli.source import Place, load_data
-    from gammabeta.errors import DataError
-
-    try:
-        return load_data(console, run, Place(data, root, skip_unreadable))[1]
-    except DataError as error:
-        hint = "" if data else "; a file is verified on real images, and --data names others"
-        raise DataError(f"{error}{hint}") from None
 
 
 def _export(

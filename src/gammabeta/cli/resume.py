@@ -58,7 +58,7 @@ def reopen(console: Console, given: dict[str, Any], verbose: bool) -> tuple[Run,
     """
     from gammabeta import runtime
     from gammabeta.cli.console import data_progress
-    from gammabeta.cli.source import open_run
+    from gammabeta.cli.source import open_run, refuse_gone
     from gammabeta.training.run import Run
 
     run = open_run(given["resume"], "--init")
@@ -68,6 +68,8 @@ def reopen(console: Console, given: dict[str, Any], verbose: bool) -> tuple[Run,
     if verbose:
         console.print(machine.describe())
     config = _changed(began, given, machine)
+    if "data" not in given:
+        refuse_gone(config.data, run.path)
     with data_progress(console) as progress:
         dataset = config.load_data(progress=progress)
     notes = (*dataset.notes, *_told(began, config))
@@ -84,12 +86,12 @@ def schedule(began: Recipe, recipe: Recipe, step: int, steps: int) -> str:
         steps: All steps, from now on.
     """
     rate = recipe.learning_rate(step, steps)
-    course = "as it falls to zero over the steps that are left" if recipe.anneal else "as before"
+    course = " and falls to zero at the end" if recipe.anneal else ", as before"
     if step < recipe.warmup * steps and recipe.anneal:
-        course = f"and rises to {recipe.lr:g} before it falls to zero"
+        course = f", rises to {recipe.lr:g} and then falls to zero"
     return (
         f"{recipe.epochs} epochs in place of {began.epochs}: the schedule is laid over all "
-        f"{recipe.epochs}, so the learning rate goes on at {rate:.3g}, {course}; "
+        f"{recipe.epochs}, so the learning rate goes on at {rate:.3g}{course}; "
         f"{recipe.epochs} epochs from the start would have had other rates"
     )
 

@@ -135,6 +135,8 @@ def read_data(run: Run, place: Place, progress: Progress | None = None) -> tuple
         measure = "test" if measure == "own" else measure
     else:
         config, notes = _elsewhere(config, place.data)
+    if place.data is None:
+        refuse_gone(config.data, run.path)
     moved = config.files is not None and config.data != began.data
     files = None if measure in NAMED else config.files
     found = dataclasses.replace(config, files=files).load_data(
@@ -142,6 +144,22 @@ def read_data(run: Run, place: Place, progress: Progress | None = None) -> tuple
     )
     now = Run(run.path, dataclasses.replace(began, data=config.data)) if moved else run
     return now, dataclasses.replace(found, notes=(*notes, *found.notes))
+
+
+def refuse_gone(data: str, run: Path) -> None:
+    """Refuse a folder that is not there, and say how to name its new place.
+
+    Raises:
+        DataError: If there is no such folder.
+    """
+    from gammabeta.data import DATA_SETS
+    from gammabeta.errors import DataError
+
+    if data not in DATA_SETS and not Path(data).exists():
+        raise DataError(
+            f"{data!r} is no data set: if the images of {run} were moved, name their new place "
+            "with --data"
+        )
 
 
 def _elsewhere(config: Config, data: str) -> tuple[Config, tuple[str, ...]]:

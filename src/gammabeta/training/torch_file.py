@@ -56,12 +56,13 @@ def read_torch_file(path: Path) -> Any:
             raise RunError(f"{path}: {reason}")
         with path.open("rb") as file:
             _check_seal(path, file)
-            if zipfile.is_zipfile(file):
-                _check_records(file)
-            file.seek(0)
-            with warnings.catch_warnings(), torch.serialization.safe_globals(stand_ins(path)):
-                warnings.simplefilter("ignore")  # of a pickle's protocol, of TorchScript
-                return torch.load(file, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of a pickle's protocol, of typed storages
+                if zipfile.is_zipfile(file):
+                    _check_records(file)
+                file.seek(0)
+                with torch.serialization.safe_globals(stand_ins(path)):
+                    return torch.load(file, map_location="cpu", weights_only=True)
     except RunError:
         raise
     except _BadRecordError as error:
