@@ -288,6 +288,13 @@ def test_what_would_block_or_never_end_is_refused(kind, net, tmp_path):
     assert refusal(load_into, net, path) == f"{path}: is {what}, but a file of weights was expected"
 
 
+def test_a_folder_is_answered_with_the_file_in_it(net, tmp_path):
+    (tmp_path / "a.txt").touch()
+    save_model(tmp_path / "model.safetensors", net)
+    message = refusal(load_into, net, tmp_path)
+    assert message.endswith(f"was expected, such as {tmp_path / 'model.safetensors'}")
+
+
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.parametrize("kind", ["own class", "model", "TorchScript", "cut off", "legacy"])
 def test_no_answer_tells_to_run_the_files_code(kind, net, tmp_path):

@@ -20,6 +20,7 @@ from gammabeta.training.torch_file import read_torch_file
 
 MAX_HEADER_BYTES = 16 * 2**20
 """Of a safetensors file: room for more than 100,000 tensors. The format itself allows 100 MB."""
+ENDINGS = frozenset({".safetensors", ".pth", ".pt", ".ckpt", ".bin"})
 MAX_SHOWN = 60
 _KINDS = "neither safetensors nor what torch.save writes"
 
@@ -58,9 +59,12 @@ def _look(path: Path) -> tuple[bytes, int]:
     """Return a file's first bytes and its size; refuse what would block or never end."""
     try:
         status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
+            inside = next((f for f in sorted(path.iterdir()) if f.suffix in ENDINGS), None)
+            hint = f", such as {inside}" if inside else ""
+            raise RunError(f"{path}: is a folder, but a file of weights was expected{hint}")
         if not stat.S_ISREG(status.st_mode):
-            kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe or a device"
-            raise RunError(f"{path}: is {kind}, but a file of weights was expected")
+            raise RunError(f"{path}: is a pipe or a device, but a file of weights was expected")
         with path.open("rb") as file:
             return file.read(16), status.st_size
     except FileNotFoundError:
