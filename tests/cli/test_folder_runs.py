@@ -136,7 +136,8 @@ def test_the_runs_own_folder_is_never_measured_as_a_whole(run, pets, capsys):
     pets.rename(pets.parent / "moved")
     again, said = measured(capsys, "--data", "moved")
     assert numbers(again) == numbers(first)
-    assert "moved has the images that the run was trained and measured on" in said
+    assert "moved has all names of the images that the run was trained and measured on" in said
+    assert measured(capsys, "--data", "moved", "--split", "all")[0]["total"] == 24 + 6
 
 
 def test_images_of_the_training_among_others_are_said(run, pets, capsys):

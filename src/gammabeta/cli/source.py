@@ -138,7 +138,8 @@ def read_data(run: Run, place: Place, progress: Progress | None = None) -> tuple
     if place.data is None:
         refuse_gone(config.data, run.path)
     moved = config.files is not None and config.data != began.data
-    files = None if measure in NAMED else config.files
+    everything = measure in NAMED or (measure == "all" and place.data is not None)
+    files = None if everything else config.files
     found = dataclasses.replace(config, files=files).load_data(
         place.root, progress, measure=measure
     )
@@ -172,7 +173,11 @@ def _elsewhere(config: Config, data: str) -> tuple[Config, tuple[str, ...]]:
     trained, all_there = known_images(Path(data), config.files)
     config = dataclasses.replace(config, data=str(Path(data).absolute()))
     if all_there:
-        return config, (f"{data} has the images that the run was trained and measured on",)
+        note = (
+            f"{data} has all names of the images that the run was trained and measured on, so it "
+            "is taken for the run's own folder (`evaluate --split all` measures all of it)"
+        )
+        return config, (note,)
     note = (
         f"{trained} of these images have the names of images that the run was trained on; if they "
         "are the same, accuracy looks better than it is"
