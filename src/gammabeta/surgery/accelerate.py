@@ -1,141 +1,210 @@
-"""Making a model that exists faster, in place, and without changing what it computes.
+"""Making an existing model faster, in place, and without changing what it computes.
 
-Batch norms get gammabeta's class; where an activation, a sum or a pooling follows, the module that
-calls them gets a forward that computes all of it in one call; convolution weights are laid out
-channels last. Nothing else of the model changes: modules, names, parameters, hooks, modes.
+Calls of the model go through Dynamo, torch's own tracer, with gammabeta's backend: each captured
+graph runs eagerly, with batch norms and what follows them fused, and convolutions channels last.
+The model itself stays what it is: classes, modules, parameters and their layout, hooks, modes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from types import FunctionType
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
+from torch.fx._symbolic_trace import is_fx_symbolic_tracing
+from torch.nn.modules import module as torch_module
 
 from gammabeta.errors import GammabetaError
-from gammabeta.surgery import check, layout
-from gammabeta.surgery.convert import convert_layers
+from gammabeta.norm.kernels.tracing import watched
+from gammabeta.surgery import check
+from gammabeta.surgery.compiler import gammabeta
 from gammabeta.surgery.report import Entry, Report
-from gammabeta.surgery.rewrite import restore, rewrite
-from gammabeta.surgery.survey import Survey
+from gammabeta.surgery.survey import is_batch_norm
 
 M = TypeVar("M", bound=nn.Module)
 
-ALTERNATIVE = 'torch.compile(model, backend="gammabeta") fuses what it finds while the model runs'
+NOT_CALLED = "no captured forward has called it yet"
+RECOMPILE_LIMIT = 64
+"""Graphs a model may have: one for each mode, dtype, and so on. Beyond it, forwards run as is."""
 
 
 def accelerate(model: M, example_inputs: Tensor | tuple[Any, ...] | None = None) -> M:
-    """Fuse batch norms with what follows them, in place.
+    """Fuse batch norms with what follows them wherever the model is called.
 
-    In each module's own forward, batch norm → [+ residual] → activation → [max pooling] becomes one
-    call. The module keeps its children, parameters, hooks and other methods, so an optimizer made
-    before goes on, and ``state_dict`` keys stay. Where something is not as it was at the rewriting
-    (a hook on a skipped activation, another setting), the original forward runs.
+    The first call in each mode is followed by Dynamo, which takes seconds for a deep model; the
+    graph that it captures holds as long as Dynamo's guards do, and is captured anew after a change.
+    While hooks or methods of the model's classes differ from those at hand now, the original
+    forward runs. Classes, parameters, buffers and hooks are not touched, so an optimizer or a
+    wrapper made before goes on. A copy of the model is not accelerated.
     ``convert(model, to="torch")`` goes back.
 
     Precision: outputs and gradients equal the original's up to rounding.
 
     Args:
-        model: The model; a single module counts as one.
+        model: The model; of a ``DistributedDataParallel`` or ``DataParallel``, what it holds.
         example_inputs: What the model is called with: a tensor or a tuple. If given, the outputs in
             evaluation mode before and after are compared. The comparison leaves no trace.
 
     Returns:
-        The model. ``model.gammabeta_report`` lists what was fused, and what was not and why.
+        The model. ``model.gammabeta_report`` lists what was fused, and what was not and why; it
+        grows as forwards are captured.
 
     Raises:
         GammabetaError: If the model fails on the example inputs, or if its outputs would change;
             the model is then as it was.
 
     Example:
-        >>> model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.ReLU())
-        >>> print(accelerate(model).gammabeta_report)
-        done  1: fused BN + relu after 0 (Linear)
+        >>> model = accelerate(nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.ReLU()))
+        >>> _ = model(torch.randn(4, 2))
+        >>> print(model.gammabeta_report)
+        done  1: fused BN + relu
     """
-    example = None if example_inputs is None else _Example(model, example_inputs)
-    report = Report()
-    with _unchanged_on_error(model):
-        for module in model.modules():
-            restore(module)  # of an earlier call: the model may have changed since
-        survey = Survey(model)
-        if survey.hopeless:
-            _leave(survey, report)
-        else:
-            _fuse(model, survey, report, example)
-            _lay_out(model, report, example)
-    model.gammabeta_report = report  # type: ignore[assignment]
+    inner = _unwrapped(model)
+    report = Report([], [Entry(path, NOT_CALLED) for path, m in inner.named_modules() if is_batch_norm(m)])
+    why_not = _why_not(inner, report)
+    expected = None if example_inputs is None else _outputs(model, example_inputs)
+    restore(inner)
+    if why_not:
+        report.left = [Entry("", why_not)]
+    else:
+        inner._compiled_call_impl = _Accelerated(inner, report)  # type: ignore[assignment]
+    if expected is not None and not why_not:
+        _compare(model, inner, example_inputs, expected)
+    model.gammabeta_report = inner.gammabeta_report = report  # type: ignore[assignment]
     return model
 
 
-@contextmanager
-def _unchanged_on_error(model: nn.Module) -> Iterator[None]:
-    before = [(module, type(module)) for module in model.modules()]
-    try:
-        yield
-    except BaseException:
-        for module, kind in before:
-            module.__class__ = kind
-        raise
+def restore(module: nn.Module) -> bool:
+    """Undo :func:`accelerate` on a module; tell whether there was anything to undo."""
+    accelerated = isinstance(module._compiled_call_impl, _Accelerated)
+    if accelerated:
+        module._compiled_call_impl = None
+    return accelerated
 
 
-class _Example:
-    """What a model is called with, and what it returned then."""
+class _Accelerated:
+    """What an accelerated model's ``__call__`` runs, in the place that ``nn.Module.compile`` uses.
 
-    def __init__(self, model: nn.Module, inputs: Any) -> None:
-        self.inputs = inputs
-        try:
-            self.expected = check.outputs(model, inputs)
-        except GammabetaError:
-            raise
-        except Exception as error:
-            raise GammabetaError(f"the model fails on example_inputs: {error}") from error
+    Args:
+        model: The model.
+        report: Is told what is fused.
+    """
 
-    def difference(self, model: nn.Module) -> str | None:
-        """Return in words what the model does not return as before, or None."""
-        try:
-            return check.difference(self.expected, check.outputs(model, self.inputs))
-        except Exception as error:  # noqa: BLE001 (any code of the user's runs here)
-            return f"it fails with: {error}"
+    def __init__(self, model: nn.Module, report: Report) -> None:
+        self._model = model
+        self._at_hand = _code(model)
 
+        def backend(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
+            run = gammabeta(graph, inputs)
+            report.merge(graph.gammabeta_report)  # type: ignore[arg-type]
+            return run
 
-def _leave(survey: Survey, report: Report) -> None:
-    if not survey.norms:
-        report.left.append(Entry("", "the model holds no batch norm"))
-    for path, why in survey.untraceable.items():
-        report.left.append(Entry(path, f"{why}; {ALTERNATIVE}"))
-
-
-def _fuse(model: nn.Module, survey: Survey, report: Report, example: _Example | None) -> None:
-    for path in survey.norms:
-        fused, what = survey.outcome(path)
-        if fused:
-            report.done.append(Entry(path, what))
-        else:
-            alone = "BN alone: " if survey.is_plain(path) else ""
-            report.left.append(Entry(path, alone + what))
-    for module, plan in survey.plans:
-        rewrite(module, plan)
-    convert_layers(model, "gammabeta", Report())
-    wrong = example.difference(model) if example else None
-    if wrong:
-        raise GammabetaError(
-            f"accelerate would change what the model returns ({wrong}), so the model was left as "
-            f"it was; {ALTERNATIVE}"
+        self._compiled = torch.compile(
+            model._call_impl,
+            backend=backend,
+            isolate_recompiles=True,
+            recompile_limit=RECOMPILE_LIMIT,
         )
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the captured forward, or the original one where somebody else is recording."""
+        model = self._model
+        if torch.compiler.is_compiling() or _is_recorded() or _code(model) != self._at_hand:
+            return model._call_impl(*args, **kwargs)
+        with torch._dynamo.config.patch(suppress_errors=True):  # what Dynamo cannot, Python can
+            return self._compiled(*args, **kwargs)
 
-def _lay_out(model: nn.Module, report: Report, example: _Example | None) -> None:
-    user = None if example else layout.uses_view(model)
-    if user:
-        why = f"{user} uses view, which may refuse such tensors; example_inputs would show"
-        report.left.append(Entry("", f"not channels last: {why}"))
-        return
-    undo = layout.channels_last(model)
-    wrong = example.difference(model) if example and undo else None
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Let a class with a ``__getstate__`` of its own be copied: the copy accelerates anew."""
+        return _Accelerated, (self._model, Report())
+
+
+def _is_recorded() -> bool:
+    """Tell whether an exporter, a transform or a tracer is to see the original operators."""
+    return watched() or is_fx_symbolic_tracing()
+
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_GLOBAL_HOOKS = [value for name, value in vars(torch_module).items() if name.endswith("_hooks")
+                 and name.startswith("_global") and isinstance(value, dict)]  # fmt: skip
+_FUNCTIONS = {FunctionType, staticmethod, classmethod, property}
+
+
+def _code(model: nn.Module) -> tuple[list[int], list[Any]]:
+    """Return what a forward runs that Dynamo does not guard: hooks, and its classes' functions.
+
+    Handles of hooks are numbers that are never used again.
+    """
+    hooks = [handle for known in _GLOBAL_HOOKS for handle in known]
+    kinds: dict[type, None] = {}
+    for module in _modules(model):
+        kinds[type(module)] = None
+        own = module.__dict__
+        for name in _HOOKS:
+            hooks.extend(own[name])
+    return hooks, [v for kind in kinds for v in _functions(kind)]
+
+
+def _modules(model: nn.Module) -> Iterator[nn.Module]:
+    """Yield a model's modules, faster than ``modules()`` and in any order."""
+    stack, seen = [model], {model}
+    while stack:
+        module = stack.pop()
+        yield module
+        for child in module._modules.values():
+            if child is not None and child not in seen:
+                seen.add(child)
+                stack.append(child)
+
+
+def _functions(kind: type) -> Iterator[Any]:
+    for base in kind.__mro__:
+        if base is not nn.Module:
+            for value in vars(base).values():
+                if type(value) in _FUNCTIONS:
+                    yield value
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """Return the model that a wrapper for several processes or devices calls."""
+    while isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
+        model = model.module
+    return model
+
+
+def _why_not(model: nn.Module, report: Report) -> str | None:
+    """Return why a model is left as it is, or None."""
+    if not report.left:
+        return "the model holds no batch norm"
+    if any(map(nn.parameter.is_lazy, (*model.parameters(), *model.buffers()))):
+        return "it is lazy: run the model once, then accelerate it"
+    if isinstance(model, torch.jit.ScriptModule):
+        return "it is a ScriptModule, with code of its own"
+    compiled = model._compiled_call_impl
+    if compiled is not None and not isinstance(compiled, _Accelerated):
+        return "it is compiled already: use torch.compile(model, backend=\"gammabeta\") instead"
+    return None
+
+
+def _outputs(model: nn.Module, inputs: Any) -> list[Tensor]:
+    try:
+        return check.outputs(model, inputs)
+    except GammabetaError:
+        raise
+    except Exception as error:
+        raise GammabetaError(f"the model fails on example_inputs: {error}") from error
+
+
+def _compare(model: nn.Module, inner: nn.Module, inputs: Any, expected: list[Tensor]) -> None:
+    """Raise, and undo, if an accelerated model does not return what is expected."""
+    try:
+        wrong = check.difference(expected, check.outputs(model, inputs))
+    except Exception as error:  # noqa: BLE001 (any code of the user's runs here)
+        wrong = f"it fails with: {error}"
     if wrong:
-        for step in undo:
-            step()
-        report.left.append(Entry("", f"not channels last: {wrong}"))
-    elif undo:
-        report.done.append(Entry("", f"weights of {len(undo)} convolutions channels last"))
+        restore(inner)
+        raise GammabetaError(
+            f"accelerate would change what the model returns ({wrong}), so it was left as it was"
+        )

@@ -13,6 +13,7 @@ INFO, to the logger "gammabeta".
 
 from __future__ import annotations
 
+import functools
 import logging
 import operator
 from collections.abc import Callable
@@ -25,10 +26,11 @@ from torch.nn import functional as F
 
 from gammabeta.norm.functional import batch_norm
 from gammabeta.norm.kernels.registry import select
+from gammabeta.surgery.channels_last import lay_out
 from gammabeta.surgery.match import Chain, find_chains
 from gammabeta.surgery.reader import Norm, Reader
 from gammabeta.surgery.report import Entry, Report
-from gammabeta.surgery.rewrite import epilogue, may_add
+from gammabeta.norm.activation import Epilogue
 
 _LOG = logging.getLogger("gammabeta")
 _SETTINGS = ("activation", "negative_slope", "approximate", "pool")
@@ -54,19 +56,33 @@ def gammabeta(
         >>> torch.compile(model, backend=gammabeta)(torch.randn(4, 3)).shape
         torch.Size([4, 3])
     """
+    report = rewrite(graph)
+    graph.gammabeta_report = report  # type: ignore[assignment]
+    _LOG.info("torch.compile: %d batch norms fused\n%s", len(report.done), report)
+    return graph.forward
+
+
+def rewrite(graph: GraphModule) -> Report:
+    """Lay out a captured graph channels last and fuse its batch norms, in place.
+
+    Args:
+        graph: As Dynamo captured it.
+
+    Returns:
+        The batch norms that were fused with what follows them, and those that were not, and why.
+    """
     report = Report()
+    lay_out(graph.graph)
     for chain in find_chains(graph.graph, GraphReader({})):
         name = _name(chain.node)
+        if chain.links:
+            report.done.append(Entry(name, f"fused {chain.describe()}"))
+        else:
+            report.left.append(Entry(name, f"BN alone: {chain.stop}"))
         if chain.links or chain.node.target in _NORMS:
             _replace(graph.graph, chain)
-            report.done.append(Entry(name, chain.describe()))
-        if not chain.links:
-            report.left.append(Entry(name, chain.stop))
     graph.recompile()
-    graph.gammabeta_report = report  # type: ignore[assignment]
-    fused = sum(" + " in entry.what for entry in report.done)
-    _LOG.info("torch.compile: %d batch norms fused with what follows them\n%s", fused, report)
-    return graph.forward
+    return report
 
 
 class GraphReader(Reader):
@@ -118,6 +134,9 @@ def _replace(graph: Graph, chain: Chain) -> None:
     """Replace a chain by one call, in place."""
     last = chain.links[-1] if chain.links else chain.node
     kernel = chain.node.target not in _NORMS
+    for setting in chain.settings.values():
+        if isinstance(setting, Node) and setting.op != "placeholder":
+            chain.place.prepend(setting)
     with graph.inserting_before(chain.place):
         if kernel:
             data = (*chain.node.args[:3], chain.residual, *chain.node.args[4:7])
@@ -194,6 +213,17 @@ def fused_kernel(
         kernel = select("auto", x, weight, bias, added, (mean, var))
         y = kernel.infer(x, mean, var, weight, bias, added, eps, inside)
     return (y if added is residual else what(y + residual)), mean, var
+
+
+def may_add(x: Tensor, residual: Any) -> bool:
+    """Tell whether a sum with batch norm's output, which is like x, stays like x."""
+    return isinstance(residual, Tensor) and residual.shape == x.shape and residual.dtype == x.dtype
+
+
+@functools.cache
+def epilogue(**settings: Any) -> Epilogue:
+    """Return the epilogue of these settings, made once."""
+    return Epilogue(**settings)
 
 
 def _name(node: Node) -> str:

@@ -15,8 +15,8 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from gammabeta.errors import GammabetaError
 from gammabeta.norm import layers
+from gammabeta.surgery.accelerate import restore
 from gammabeta.surgery.report import Entry, Report
-from gammabeta.surgery.rewrite import restore
 
 M = TypeVar("M", bound=nn.Module)
 

@@ -110,6 +110,15 @@ def _modes(graph: Graph) -> dict[Node, tuple[Any, ...]]:
     return modes
 
 
+def _hoistable(setting: Node) -> bool:
+    """Tell whether a setting is an argument of the graph, and so may be read before its place."""
+    return setting.op == "placeholder" or (
+        setting.op == "call_method"
+        and setting.target == "item"
+        and all(node.op == "placeholder" for node in setting.all_input_nodes)
+    )
+
+
 class _Follower:
     """Follows one batch norm's output as far as it can be fused."""
 
@@ -161,6 +170,8 @@ class _Follower:
         """Return why a step cannot be the next link, or nothing."""
         if self.modes[node] != self.modes[chain.node]:
             return "gradients or autocast are switched before what follows"
+        if any(isinstance(v, Node) and not _hoistable(v) for v in step.settings.values()):
+            return "its activation's settings are computed in the forward"
         if step.kind == "activation":
             known = "activation" in settings
             early = "pool" in settings and step.settings["activation"] != "relu"

@@ -25,6 +25,15 @@ class Report:
     done: list[Entry] = field(default_factory=list)
     left: list[Entry] = field(default_factory=list)
 
+    def merge(self, other: Report) -> None:
+        """Take over what another report says, of layers that this one has no better word on."""
+        done = {entry.path for entry in self.done}
+        self.done += [entry for entry in other.done if entry.path not in done]
+        done |= {entry.path for entry in other.done}
+        news = {entry.path: entry for entry in other.left if entry.path not in done}
+        self.left = [news.pop(e.path, e) for e in self.left if e.path not in done]
+        self.left += news.values()
+
     def __str__(self) -> str:
         """Return a line for each layer."""
         lines = [f"done  {e.path}: {e.what}" for e in self.done]
