@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from gammabeta import GammabetaError, Net
+from gammabeta.bench.jobs import Settings, plan
 from gammabeta.bench.models import TorchNet, build
 
 
@@ -77,3 +78,8 @@ def test_a_missing_library_says_what_to_install(library, monkeypatch):
 def test_an_image_size_that_does_not_fit_the_net_is_refused(size):
     with pytest.raises(GammabetaError, match=f"image_size is {size}"):
         build("net", size)
+
+
+def test_a_model_on_which_torch_may_crash_is_refused_before_it_runs():
+    with pytest.raises(GammabetaError, match=r"repvgg_a0 .*stem\.conv.*torch may crash"):
+        plan(Settings(model="timm:repvgg_a0", batch_size=2, image_size=32))

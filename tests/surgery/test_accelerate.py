@@ -4,19 +4,18 @@
 from __future__ import annotations
 
 import copy
-import inspect
-import random
+import threading
 
 import pytest
+import safetensors.torch
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-import gammabeta
 from gammabeta import GammabetaError, accelerate, convert, freeze, unfreeze
-from gammabeta.surgery import rewrite
+from gammabeta.surgery import compiler
 from norm_helpers import randn
 from surgery_helpers import assert_twins, evaluate, images, near, step, twin
 
@@ -72,17 +71,25 @@ def left(model):
     return {e.path: e.what for e in model.gammabeta_report.left}
 
 
+@pytest.fixture(autouse=True)
+def _fresh():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
 @pytest.fixture
 def calls(monkeypatch):
-    """The settings of every call that was fused, as the model runs."""
+    """The settings of every call in which more than a batch norm was computed, as models run."""
     seen = []
-    original = rewrite.epilogue
+    original = compiler.fused
 
-    def spy(*args, **kwargs):
-        seen.append(original(*args, **kwargs))
-        return seen[-1]
+    def spy(*args, **options):
+        if options.get("activation") or options.get("residual") is not None:
+            seen.append(options)
+        return original(*args, **options)
 
-    monkeypatch.setattr(rewrite, "epilogue", spy)
+    monkeypatch.setattr(compiler, "fused", spy)
     return seen
 
 
@@ -109,15 +116,20 @@ def test_in_single_precision_the_kernels_compute_it_as_closely(make):
         near(got[1][name].double(), gradient, 1e-5, f"gradient of {name}", scale)
 
 
-def test_what_is_fused_is_reported_with_what_feeds_it():
-    model = accelerate(nn.Sequential(plain(), blocks()))
+def test_what_is_fused_is_reported_once_it_was_called():
+    first = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.ReLU()).double()
+    model = accelerate(nn.Sequential(first, blocks(), nn.BatchNorm2d(3).double()))
+    waiting = "no captured forward has called it yet"
+    paths = ["0.1", "1.0.bn1", "1.0.bn2", "1.1.bn1", "1.1.bn2"]
+    assert left(model) == dict.fromkeys([*paths, "2"], waiting)
+    evaluate(model, images())
     assert str(model.gammabeta_report).splitlines() == [
-        "done  0.1: fused BN + relu + max pooling 2x2 after 0 (Conv2d)",
-        "done  1.0.bn1: fused BN + relu after conv1 (Conv2d)",
-        "done  1.0.bn2: fused BN + add + relu after conv2 (Conv2d)",
-        "done  1.1.bn1: fused BN + relu after conv1 (Conv2d)",
-        "done  1.1.bn2: fused BN + add + relu after conv2 (Conv2d)",
-        "done  : weights of 5 convolutions channels last",
+        "done  0.1: fused BN + relu",
+        "done  1.0.bn1: fused BN + relu",
+        "done  1.0.bn2: fused BN + add + relu",
+        "done  1.1.bn1: fused BN + relu",
+        "done  1.1.bn2: fused BN + add + relu",
+        "left  2: BN alone: its output leaves the module",
     ]
 
 
@@ -134,8 +146,8 @@ def test_a_sum_that_broadcasts_is_added_as_before(shape):
 
     model = Sum().double()
     reference = twin(model)
-    assert fused(accelerate(model)) == {"bn": "fused BN + add + relu"}
-    assert_twins(model, reference, images())
+    assert_twins(accelerate(model), reference, images())
+    assert fused(model) == {"bn": "fused BN + add + relu"}
 
 
 def test_a_sum_that_widens_the_output_is_added_as_before():
@@ -238,7 +250,7 @@ class Random(nn.Module):
         return y * 1 + r.sum()
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     st.lists(st.sampled_from([n for n in OPERATIONS if "pool" not in n]), max_size=4),
     st.sampled_from([None, "pool", "pool3"]),
@@ -249,344 +261,19 @@ def test_whatever_follows_a_batch_norm_the_model_computes_what_it_did(names, poo
     pools = [pool] if pool else []
     model = Random([*pools, *names] if first else [*names, *pools], source).double()
     reference = twin(model)
+    torch._dynamo.reset()
     try:
         with torch.no_grad():
             expected = twin(reference)(images())
     except RuntimeError:
-        return  # sizes that do not fit
-    accelerate(model)
+        assume(False)  # sizes that do not fit
     with torch.no_grad():
-        near(twin(model)(images()), expected, 1e-9, "output")
+        near(accelerate(twin(model))(images()), expected, 1e-9, "output")
     try:
         step(twin(reference), images())
     except RuntimeError:
-        return  # what backward needs was overwritten, by the reference already
-    assert_twins(model, reference, images())
-
-
-# What the forward went by
-
-
-def test_both_modes_have_their_own_forward(calls):
-    model = accelerate(blocks())
-    for mode in (True, False):
-        calls.clear()
-        model.train(mode)(images())
-        assert len(calls) == 4
-
-
-def test_an_attribute_changed_later_is_obeyed():
-    model = Block(rate=0.0).double()
-    reference = twin(model)
-    accelerate(model)
-    model.rate = reference.rate = 0.5
-    assert_twins(model, reference, images())
-
-
-@pytest.mark.parametrize(
-    "value",
-    [2.0, [2.0, 3], {"by": (2.0, None)}, torch.sigmoid],
-    ids=["number", "list", "dict", "function"],
-)
-def test_any_plain_attribute_is_watched(value, calls):
-    class Held(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.bn = nn.BatchNorm2d(3)
-            self.held = value
-
-        def forward(self, x):
-            held = self.held["by"] if isinstance(self.held, dict) else self.held
-            y = F.relu(self.bn(x))
-            return held(y) if callable(held) else y * (held if isinstance(held, float) else held[0])
-
-    model = Held().double()
-    accelerate(model)
-    y = evaluate(model, images())
-    assert len(calls) == 1
-    other = {float: 5.0, list: [5.0, 3], dict: {"by": (5.0, None)}}.get(type(value), torch.neg)
-    if isinstance(value, list):
-        model.held[0] = 5.0
-    else:
-        model.held = other
-    z = evaluate(model, images())
-    assert len(calls) == 1
-    near(z, -F.relu(model.eval().bn(images())) if callable(value) else 2.5 * y, 1e-9, "output")
-
-
-def test_a_setting_of_a_skipped_activation_changed_later_is_obeyed():
-    model = nn.Sequential(nn.BatchNorm2d(3), nn.LeakyReLU(0.1)).double()
-    reference = twin(model)
-    accelerate(model)
-    model[1].negative_slope = reference[1].negative_slope = 0.7
-    assert_twins(model, reference, images())
-
-
-@pytest.mark.parametrize("new", [nn.Identity(), nn.SiLU(), nn.Sequential(nn.Tanh())], ids=repr)
-def test_an_activation_exchanged_later_is_called(new):
-    model = blocks()
-    reference = twin(model)
-    accelerate(model)
-    model[0].relu = reference[0].relu = new
-    assert_twins(model, reference, images())
-
-
-@pytest.mark.parametrize("new", [nn.Identity(), nn.GroupNorm(1, 4).double(), nn.InstanceNorm2d(4)])
-def test_a_batch_norm_exchanged_later_is_called(new):
-    model = plain()
-    reference = twin(model)
-    accelerate(model)
-    model[1] = reference[1] = new
-    assert_twins(model, reference, images())
-
-
-def test_a_list_of_layers_that_grew_later_is_run_to_its_end():
-    class Stack(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layers = nn.ModuleList([nn.BatchNorm2d(3), nn.ReLU()])
-
-        def forward(self, x):
-            for layer in self.layers:
-                x = layer(x)
-            return x
-
-    for model in (Stack().double(), nn.Sequential(nn.BatchNorm2d(3), nn.ReLU()).double()):
-        assert fused(accelerate(model))
-        layers = model if isinstance(model, nn.Sequential) else model.layers
-        layers.append(nn.Hardtanh(0, 0.5))
-        assert evaluate(model, images()).max() == 0.5
-
-
-def test_a_sequential_keeps_its_length_index_order_and_slices():
-    model = plain()
-    reference = twin(model)
-    accelerate(model)
-    assert len(model) == 4
-    assert [type(m).__name__ for m in model] == [type(m).__name__ for m in reference]
-    x = images()
-    near(evaluate(model[:2], x), evaluate(reference[:2], x), 1e-9, "slice")
-    y = x
-    for layer in model.eval():
-        y = layer(y)
-    near(y, evaluate(reference, x), 1e-9, "one by one")
-
-
-def test_other_methods_still_compute_what_they_did():
-    model = Block().double()
-    reference = twin(model)
-    accelerate(model)
-    x = images()
-    near(model.features(x), reference.features(x), 1e-9, "features")
-
-
-def test_an_argument_left_at_its_default_is_told_from_one_that_is_given(calls):
-    class Optional(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.bn = nn.BatchNorm2d(3)
-
-        def forward(self, x, skip=None, *, scale=1.0):
-            if skip is None:
-                skip = x
-            return F.relu(self.bn(x) + skip) * scale
-
-    model = Optional().double()
-    reference = twin(model)
-    accelerate(model)
-    x, skip = images(), images() + 1
-    for args, options, fusable in [
-        ((x,), {}, True),
-        ((x, skip), {}, True),
-        ((), {"x": x, "skip": skip}, True),
-        ((x,), {"scale": 2.0}, False),
-        ((x, None), {"scale": 1.0}, False),
-    ]:
-        calls.clear()
-        torch.testing.assert_close(model(*args, **options), reference(*args, **options))
-        assert bool(calls) >= fusable
-    assert inspect.signature(model.forward) == inspect.signature(reference.forward)
-
-
-def test_an_argument_may_be_a_tensor_or_a_list():
-    class Dense(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.bn = nn.BatchNorm2d(6)
-
-        def forward(self, xs):
-            xs = [xs, xs] if isinstance(xs, torch.Tensor) else xs
-            return F.relu(self.bn(torch.cat(xs, 1)))
-
-    model = Dense().double()
-    reference = twin(model)
-    assert fused(accelerate(model))
-    x = images()
-    for argument in (x, [x, x + 1], (x, x + 2)):
-        torch.testing.assert_close(model(argument), reference(argument))
-
-
-# What cannot be traced
-
-STATE = {"calls": 0}
-
-
-class Negate(torch.autograd.Function):
-    """A gradient that no trace of the forward knows."""
-
-    @staticmethod
-    def forward(ctx, x):
-        return x * 1
-
-    @staticmethod
-    def backward(ctx, g):
-        return -g
-
-
-def counting(m, y):
-    m.count = getattr(m, "count", 0) + 1
-    return y
-
-
-def remembering(m, y):
-    m.seen.append(y)
-    return y
-
-
-def without_gradients(m, y):
-    with torch.no_grad():
-        return y * 2
-
-
-def checkpointing(m, y):
-    return torch.utils.checkpoint.checkpoint(torch.sigmoid, y, use_reentrant=False)
-
-
-def lower(m, y):
-    with torch.autocast("cpu", torch.bfloat16):
-        return y * 2
-
-
-UNTRACEABLE = {
-    "control flow": (lambda m, y: y if y.sum() > 0 else -y, "fx stops at: symbolically traced"),
-    "type": (lambda m, y: y if isinstance(y, torch.Tensor) else y[0], "asks for the type"),
-    "random": (lambda m, y: y * (2 if random.random() < 0.5 else 3), "draws random numbers"),
-    "torch's random": (lambda m, y: y if torch.rand(1) < 0.5 else -y, "draws random numbers"),
-    "grad mode": (lambda m, y: y if torch.is_grad_enabled() else -y, "when gradients are off"),
-    "no_grad": (without_gradients, "switches gradients, autocast"),
-    "autocast": (lower, "switches gradients, autocast"),
-    "attribute": (counting, "changes the module's attributes"),
-    "list": (remembering, "changes the module's attributes"),
-    "gradient": (lambda m, y: Negate.apply(y), "calls Negate, which has a gradient of its own"),
-    "checkpointing": (checkpointing, "switches gradients, autocast or checkpointing"),
-    "item assignment": (lambda m, y: y.__setitem__(0, 1) or y, "fx stops at"),
-}
-
-
-class Tail(nn.Module):
-    """Ends with what it is given."""
-
-    def __init__(self, then):
-        super().__init__()
-        self.bn = nn.BatchNorm2d(3)
-        self.seen = []
-        self.then = then
-
-    def forward(self, x):
-        return self.then(self, F.relu(self.bn(x)))
-
-
-@pytest.mark.parametrize("name", UNTRACEABLE)
-def test_a_forward_that_no_graph_stands_for_is_left_as_it_was(name):
-    then, why = UNTRACEABLE[name]
-    model = nn.Sequential(Tail(then))
-    attributes = dict(vars(model[0]))
-    states = random.getstate(), torch.get_rng_state()
-    accelerate(model)
-    assert type(model[0]) is Tail
-    assert type(model[0].bn) is nn.BatchNorm2d
-    assert vars(model[0]) == attributes
-    assert model[0].seen == []
-    assert random.getstate() == states[0]
-    assert torch.equal(torch.get_rng_state(), states[1])
-    assert fused(model) == {}
-    assert why in left(model)["0"]
-    assert 'torch.compile(model, backend="gammabeta")' in left(model)["0"]
-
-
-def test_a_part_that_cannot_be_traced_costs_only_itself():
-    model = nn.Sequential(plain(), Odd().double(), nn.BatchNorm2d(3)).double()
-    accelerate(model)
-    assert list(fused(model)) == ["0.1"]
-    assert "Odd's forward cannot be traced" in left(model)["1.bn"]
-    assert isinstance(model[1].bn, gammabeta.BatchNorm2d)
-
-
-class MyBN(nn.BatchNorm2d):
-    """A user's own."""
-
-
-def hooked(where):
-    bn = nn.BatchNorm2d(3)
-    getattr(bn, f"register_{where}")(lambda *args: None)
-    return bn
-
-
-def parametrized():
-    bn = nn.BatchNorm2d(3)
-    nn.utils.parametrize.register_parametrization(bn, "weight", nn.Softplus())
-    return bn
-
-
-@pytest.mark.parametrize(
-    ("make", "why"),
-    [
-        (lambda: hooked("forward_hook"), "has hooks, which expect its own output"),
-        (lambda: hooked("forward_pre_hook"), "has hooks, which expect its own output"),
-        (lambda: hooked("full_backward_hook"), "has hooks, which expect its own output"),
-        (MyBN, "MyBN may do more than a batch norm"),
-        (nn.SyncBatchNorm, "SyncBatchNorm may do more than a batch norm"),
-        (lambda *_: nn.LazyBatchNorm2d(), "is lazy: run the model once, then accelerate it"),
-        (lambda *_: parametrized(), "is parametrised"),
-        (gammabeta.BatchRenorm2d, "BatchRenorm2d may do more than a batch norm"),
-    ],
-)
-def test_what_may_be_more_than_a_batch_norm_is_left_with_the_reason(make, why):
-    bn = make(3) if isinstance(make, type) else make()
-    model = accelerate(nn.Sequential(plain(), nn.Sequential(bn, nn.ReLU())))
-    assert (left(model)["1.0"]).removeprefix("BN alone: ") == why
-    assert list(fused(model)) == ["0.1"]
-    assert model[1][0] is bn
-
-
-@pytest.mark.parametrize(
-    ("model", "expected"),
-    [
-        (lambda: nn.Linear(2, 2), {"": "the model holds no batch norm"}),
-        (lambda: nn.BatchNorm2d(3), {"": "BN alone: it is the whole model"}),
-        (
-            lambda: nn.Sequential(gammabeta.BatchNormAct2d(3)),
-            {"0.bn": "BN alone: is inside a BatchNormAct2d already"},
-        ),
-        (lambda: nn.Sequential(nn.BatchNorm2d(3)), {"0": "BN alone: its output leaves the module"}),
-    ],
-)
-def test_a_model_with_nothing_to_fuse_says_so(model, expected):
-    model = accelerate(model())
-    assert fused(model) == {}
-    assert left(model) == expected
-    for module in model.modules():
-        assert type(module) is not nn.BatchNorm2d
-
-
-def test_code_that_is_no_forward_is_left_with_the_reason():
-    scripted = torch.fx.symbolic_trace(plain())
-    patched = plain()
-    patched.forward = nn.Sequential.forward.__get__(patched)
-    model = accelerate(nn.Sequential(scripted, patched, plain()))
-    assert list(fused(model)) == ["2.1"]
-    assert "GraphModule or a ScriptModule, with code of its own" in left(model)["0.1"]
-    assert "it was replaced on the object" in left(model)["1.1"]
+        assume(False)  # what backward needs was overwritten, by the reference already
+    assert_twins(accelerate(model), reference, images())
 
 
 # What stays
@@ -596,15 +283,16 @@ def test_names_parameters_classes_and_modes_stay():
     model = blocks()
     model[1].eval()
     reference = twin(model)
-    tensors = [id(t) for t in (*model.parameters(), *model.buffers())]
+    tensors = [(id(t), t.stride(), t.data_ptr()) for t in model.state_dict(keep_vars=True).values()]
     modules = [id(m) for m in model.modules()]
     accelerate(model)
-    assert [id(t) for t in (*model.parameters(), *model.buffers())] == tensors
+    model(images())
+    now = [(id(t), t.stride(), t.data_ptr()) for t in model.state_dict(keep_vars=True).values()]
+    assert now == tensors
     assert [id(m) for m in model.modules()] == modules
     assert [n for n, _ in model.named_parameters()] == [n for n, _ in reference.named_parameters()]
     for m, r in zip(model.modules(), reference.modules(), strict=True):
-        assert isinstance(m, type(r))
-        assert (m.training, type(m).__name__) == (r.training, type(r).__name__)
+        assert (m.training, type(m)) == (r.training, type(r))
     assert repr(model) == repr(reference)
 
 
@@ -632,30 +320,16 @@ def test_a_state_goes_from_and_to_a_model_that_is_not_accelerated():
     near(evaluate(model, images()), evaluate(other, images()), 1e-9, "loaded back")
 
 
-def test_hooks_of_modules_that_are_called_still_run():
+def test_hooks_at_hand_run_in_the_captured_forward(calls):
     model, seen = blocks(), []
     model[0].register_forward_hook(lambda m, args, y: seen.append("block"))
     model[0].conv1.register_forward_hook(lambda m, args, y: y + 1)
+    model[0].bn2.register_forward_hook(lambda m, args, y: y * 1.5)
     model[0].register_forward_pre_hook(lambda m, args: seen.append("pre"))
     reference = twin(model)
-    accelerate(model)
-    assert len(fused(model)) == 4
-    assert_twins(model, reference, images())
+    assert_twins(accelerate(model), reference, images())
     assert seen.count("block") == seen.count("pre") == 4
-
-
-@pytest.mark.parametrize("path", ["0.relu", "0.bn1", "0.bn2"])
-@pytest.mark.parametrize("later", [True, False])
-def test_hooks_of_modules_that_would_be_skipped_still_run(path, later):
-    model = blocks()
-    reference = twin(model)
-    for m in (model, reference):
-        if later and m is model:
-            accelerate(m)
-        m.get_submodule(path).register_forward_hook(lambda m, args, y: y * 1.5)
-    if not later:
-        accelerate(model)
-    assert_twins(model, reference, images())
+    assert calls
 
 
 def test_frozen_statistics_stay_frozen_and_thaw():
@@ -673,90 +347,51 @@ def test_frozen_statistics_stay_frozen_and_thaw():
     assert [int(b.bn1.num_batches_tracked) for b in model] == [1, 1]
 
 
-def test_copies_and_files_are_accelerated_too(tmp_path, calls):
+def test_copies_and_files_are_plain_and_can_be_accelerated(tmp_path, calls):
     model = accelerate(blocks())
+    expected = evaluate(model, images())
     torch.save(model, tmp_path / "model.pt")
     loaded = torch.load(tmp_path / "model.pt", weights_only=False)
-    for other in (copy.deepcopy(model), copy.copy(model), loaded):
+    for other in (copy.deepcopy(model), loaded):
         calls.clear()
-        torch.testing.assert_close(evaluate(other, images()), evaluate(model, images()))
-        assert len(calls) == 8
-        assert type(other[0]) is type(model[0])
-        assert str(other.gammabeta_report) == str(model.gammabeta_report)
-    assert_twins(loaded, twin(model), images())
+        torch.testing.assert_close(evaluate(other, images()), expected)
+        assert not calls
+        assert left(other) == {"": "a copy is not accelerated: call accelerate on it"}
+        torch.testing.assert_close(evaluate(accelerate(other), images()), expected)
+        assert len(calls) == 4
 
 
-def test_accelerating_again_changes_nothing():
-    model = accelerate(blocks())
-    kinds, report = [type(m) for m in model.modules()], str(model.gammabeta_report)
-    accelerate(model)
-    assert [type(m) for m in model.modules()] == kinds
-    assert str(model.gammabeta_report) == report
-
-
-def test_a_model_changed_since_can_be_accelerated_again(calls):
+def test_accelerating_again_starts_anew(calls):
     model = accelerate(plain())
+    evaluate(model, images())
     model[2] = nn.SiLU()
     accelerate(model)
-    assert fused(model) == {"1": "fused BN + silu after 0 (Conv2d)"}
+    calls.clear()
     evaluate(model, images())
-    assert [c.activation for c in calls] == ["silu"]
+    assert [c["activation"] for c in calls] == ["silu"]
+    assert fused(model) == {"1": "fused BN + silu"}
+
+
+def test_many_models_of_one_class_are_all_accelerated(calls):
+    models = [accelerate(Block().double()) for _ in range(12)]
+    for model in models:
+        evaluate(model, images())
+    assert len(calls) == 2 * len(models)
 
 
 # Going back
 
 
 @pytest.mark.parametrize("inplace", [True, False])
-def test_going_back_restores_classes_and_forwards(inplace):
+def test_going_back_runs_the_original_forward(inplace, calls):
     model = blocks()
     reference = twin(model)
     accelerate(model)
-    kinds = [type(m) for m in model.modules()]
     back = convert(model, to="torch", inplace=inplace)
     assert (back is model) is inplace
     assert [type(m) for m in back.modules()] == [type(m) for m in reference.modules()]
-    assert type(back[0].bn1) is nn.BatchNorm2d
-    if not inplace:
-        assert [type(m) for m in model.modules()] == kinds
-    assert "done  0: Block has its own forward again" in str(back.gammabeta_report)
     assert_twins(back, reference, images())
-
-
-# Channels last
-
-
-class Viewer(nn.Module):
-    """Flattens as tensors laid out channels last cannot be."""
-
-    def __init__(self):
-        super().__init__()
-        self.body = plain()
-
-    def forward(self, x):
-        x = self.body(x)
-        return x.view(x.shape[0], -1)
-
-
-def test_convolutions_go_channels_last_and_stay_the_same_objects():
-    model = plain()
-    weight = model[0].weight
-    accelerate(model)
-    assert model[0].weight is weight
-    assert weight.is_contiguous(memory_format=torch.channels_last)
-    y = evaluate(model, images(n=3))
-    assert y.is_contiguous(memory_format=torch.channels_last)
-
-
-@pytest.mark.parametrize("example", [True, False])
-def test_a_model_that_views_keeps_its_layout(example):
-    model = Viewer().double()
-    reference = twin(model)
-    accelerate(model, images() if example else None)
-    assert fused(model) == {"body.1": "fused BN + relu + max pooling 2x2 after 0 (Conv2d)"}
-    assert model.body[0].weight.is_contiguous()
-    why = "it fails with: view size" if example else "Viewer uses view"
-    assert why in left(model)[""]
-    assert_twins(model, reference, images())
+    assert not calls
 
 
 # The comparison on an example
@@ -789,15 +424,19 @@ def test_the_comparison_leaves_no_trace():
     assert fused(model)
 
 
+def wrong_activation(monkeypatch):
+    right = compiler.fused
+    monkeypatch.setattr(
+        compiler, "fused", lambda **options: right(**options | {"activation": "silu"})
+    )
+
+
 def test_a_model_that_would_compute_something_else_is_refused_and_left_as_it_was(monkeypatch):
-    wrong = rewrite.Epilogue("silu")
-    monkeypatch.setattr(rewrite, "epilogue", lambda *args, **kwargs: wrong)
+    wrong_activation(monkeypatch)
     model = nn.Sequential(blocks(), nn.BatchNorm2d(3).double())
-    reference = twin(model)
-    with pytest.raises(GammabetaError, match=r"output 0 differs by .* left as it was.*backend="):
+    with pytest.raises(GammabetaError, match=r"output 0 differs by .* left as it was"):
         accelerate(model, images())
-    assert [type(m) for m in model.modules()] == [type(m) for m in reference.modules()]
-    assert model[0][0].conv1.weight.stride() == reference[0][0].conv1.weight.stride()
+    assert model._compiled_call_impl is None
     assert not hasattr(model, "gammabeta_report")
 
 
@@ -822,8 +461,7 @@ def test_objects_that_models_return_are_compared_too(monkeypatch):
             return Result(self.body(x))
 
     accelerate(Boxed().double(), images())
-    wrong = rewrite.Epilogue("silu")
-    monkeypatch.setattr(rewrite, "epilogue", lambda *args, **kwargs: wrong)
+    wrong_activation(monkeypatch)
     with pytest.raises(GammabetaError, match="would change"):
         accelerate(Boxed().double(), images())
 
@@ -850,10 +488,10 @@ def test_symbolic_tracing_sees_the_original_forward():
     model = Block().double()
     before = torch.fx.symbolic_trace(twin(model))
     traced = torch.fx.symbolic_trace(accelerate(model))
-    assert [n.name for n in traced.graph.nodes if n.op == "call_module"] == [
-        n.name for n in before.graph.nodes if n.op == "call_module" and "bn" not in n.name
-    ]
+    assert [n.name for n in traced.graph.nodes] == [n.name for n in before.graph.nodes]
     near(traced.eval()(images()), before.eval()(images()), 1e-9, "traced")
+    inside = torch.fx.symbolic_trace(nn.Sequential(model, nn.ReLU()))
+    near(inside.eval()(images()), F.relu(before(images())), 1e-9, "traced inside")
 
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
@@ -874,6 +512,95 @@ def test_exporters_take_the_model(how):
 
 def test_a_synchronised_layer_put_in_later_is_called():
     model = accelerate(plain())
+    reference = evaluate(twin(model), images())
     done = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     assert type(done[1]) is nn.SyncBatchNorm
-    near(evaluate(done, images()), evaluate(convert(model, "torch"), images()), 1e-9, "sync")
+    near(evaluate(done, images()), reference, 1e-9, "sync")
+
+
+def test_other_threads_are_not_disturbed_while_a_model_is_captured():
+    busy, failed = threading.Event(), []
+
+    class Doubled(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x * 2
+
+        @staticmethod
+        def backward(ctx, g):
+            return g * 2
+
+    def work():
+        model, x = blocks(), images().requires_grad_()
+        while not busy.is_set():
+            try:
+                Doubled.apply(model(x)).sum().backward()
+            except Exception as error:  # noqa: BLE001 (whatever it is)
+                failed.append(error)
+                return
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        for _ in range(3):
+            accelerate(blocks())(images())
+    finally:
+        busy.set()
+        thread.join()
+    assert failed == []
+
+
+@pytest.mark.parametrize("make", [torch.optim.Adam, torch.optim.AdamW, torch.optim.Adagrad])
+def test_an_optimizer_made_before_keeps_its_moments_in_place(make):
+    model = blocks().float()
+    reference = twin(model)
+    pairs = [(m, make(m.parameters(), 1e-2, fused=True)) for m in (model, reference)]
+    for i in range(4):
+        if i == 1:
+            accelerate(model)
+        for m, optimizer in pairs:
+            step(m, images().float() + i)
+            optimizer.step()
+    for (name, a), b in zip(model.named_parameters(), reference.parameters(), strict=True):
+        if "conv" not in name or "bias" not in name:  # its gradient is rounding, and Adam scales it
+            near(a, b, 1e-3, name)
+
+
+def test_a_model_inside_data_parallel_wrappers_gets_right_gradients(tmp_path):
+    torch.distributed.init_process_group(
+        "gloo", store=torch.distributed.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1
+    )
+    try:
+        model = blocks()
+        reference = twin(model)
+        wrapped = nn.parallel.DistributedDataParallel(model)
+        assert accelerate(wrapped) is wrapped
+        x = images()
+        cotangent = randn(*reference(x).shape, dtype=torch.float64)
+        for m in (wrapped, reference):
+            m.zero_grad()
+            m(x).backward(cotangent)
+        for (name, a), b in zip(model.named_parameters(), reference.parameters(), strict=True):
+            near(a.grad, b.grad, 1e-9, name, float(reference[0].conv1.weight.grad.abs().max()))
+        assert len(fused(model)) == 4
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_tools_that_read_parameters_as_they_lie_still_do(tmp_path):
+    model = accelerate(plain().float())
+    step(model, images(dtype=torch.float32))
+    assert all(p.grad.view(-1).numel() == p.numel() for p in model.parameters())
+    nn.utils.parameters_to_vector(model.parameters())
+    safetensors.torch.save_file(model.state_dict(), tmp_path / "model.safetensors")
+    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=2)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = model(images(dtype=torch.float32)).square().mean()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    with torch.inference_mode():
+        accelerate(plain().float())(images(dtype=torch.float32))

@@ -22,6 +22,7 @@ from gammabeta.bench.tasks import (
     step_task,
 )
 from gammabeta.errors import GammabetaError
+from gammabeta.surgery.channels_last import unsafe
 
 BLOCKS = 3
 """How many of a model's blocks are measured: those with the largest inputs."""
@@ -98,7 +99,8 @@ def plan(settings: Settings) -> tuple[list[Job], list[str]]:
     """Return the jobs, and notes on what is left out.
 
     Raises:
-        GammabetaError: For a model that is not known or does not take such images.
+        GammabetaError: For a model that is not known, does not take such images, or that torch may
+            get wrong channels last.
 
     Example:
         >>> jobs, _ = plan(Settings(batch_size=4, image_size=16))
@@ -110,6 +112,7 @@ def plan(settings: Settings) -> tuple[list[Job], list[str]]:
     model = build(settings.model, image_size)
     images = random_images(batch_size, image_size, torch.channels_last)
     check_model(model, images, settings.model)
+    _refuse_unsafe(model, settings.model)
     blocks = blocks_of(model, images)
     of_blocks, of_model, notes = _who(settings)
     if not blocks:
@@ -119,6 +122,17 @@ def plan(settings: Settings) -> tuple[list[Job], list[str]]:
         jobs += [block_job(block, precision, of_blocks) for block in blocks]
         jobs.append(step_job(settings.model, model, images, precision, of_model))
     return jobs, notes
+
+
+def _refuse_unsafe(model: nn.Module, name: str) -> None:
+    """Refuse a model that torch itself may get wrong in a layout that is measured."""
+    paths = unsafe(model)
+    if paths:
+        raise GammabetaError(
+            f"{name} has strided 1x1 convolutions of few channels ({', '.join(paths[:3])}): torch "
+            "may crash on them channels last, which is half of this comparison; choose another "
+            "model (accelerate keeps such convolutions contiguous: docs/accelerate.md)"
+        )
 
 
 def _who(settings: Settings) -> tuple[tuple[Subject, ...], tuple[Subject, ...], list[str]]:

@@ -17,6 +17,7 @@ from torch.fx._symbolic_trace import is_fx_symbolic_tracing
 from torch.nn.modules import module as torch_module
 
 from gammabeta.errors import GammabetaError
+from gammabeta.norm.act import _BatchNormAct
 from gammabeta.norm.kernels.tracing import watched
 from gammabeta.surgery import check
 from gammabeta.surgery.compiler import gammabeta
@@ -62,15 +63,15 @@ def accelerate(model: M, example_inputs: Tensor | tuple[Any, ...] | None = None)
         done  1: fused BN + relu
     """
     inner = _unwrapped(model)
-    report = Report([], [Entry(path, NOT_CALLED) for path, m in inner.named_modules() if is_batch_norm(m)])
-    why_not = _why_not(inner, report)
+    why_not = _why_not(inner)
+    report = _Live([], [Entry(path, why_not or NOT_CALLED) for path in _batch_norms(inner)])
     expected = None if example_inputs is None else _outputs(model, example_inputs)
     restore(inner)
-    if why_not:
-        report.left = [Entry("", why_not)]
-    else:
-        inner._compiled_call_impl = _Accelerated(inner, report)  # type: ignore[assignment]
-    if expected is not None and not why_not:
+    if not report.left:
+        report.left.append(Entry("", "the model holds no batch norm"))
+    elif not why_not:
+        inner._compiled_call_impl = _Accelerated(inner, report)
+    if expected is not None:
         _compare(model, inner, example_inputs, expected)
     model.gammabeta_report = inner.gammabeta_report = report  # type: ignore[assignment]
     return model
@@ -98,10 +99,11 @@ class _Accelerated:
 
         def backend(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
             run = gammabeta(graph, inputs)
-            report.merge(graph.gammabeta_report)  # type: ignore[arg-type]
+            report.merge(_with_first_paths(graph.gammabeta_report, model))  # type: ignore[arg-type]
             return run
 
-        self._compiled = torch.compile(
+        compile_: Any = torch.compile  # whose annotations lack the last two options
+        self._compiled = compile_(
             model._call_impl,
             backend=backend,
             isolate_recompiles=True,
@@ -121,14 +123,37 @@ class _Accelerated:
         return _Accelerated, (self._model, Report())
 
 
+class _Live(Report):
+    """The report of an accelerated model, to which captured forwards add."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Say of a copied model what holds for it."""
+        return Report, ([], [Entry("", "a copy is not accelerated: call accelerate on it")])
+
+
+def _with_first_paths(report: Report, model: nn.Module) -> Report:
+    """Name modules that lie at several paths by the first one, as ``named_modules`` does."""
+    first = {id(module): path for path, module in model.named_modules()}
+    everywhere = {p: first[id(m)] for p, m in model.named_modules(remove_duplicate=False)}
+
+    def renamed(entries: list[Entry]) -> list[Entry]:
+        return [Entry(everywhere.get(e.path, e.path), e.what) for e in entries]
+
+    return Report(renamed(report.done), renamed(report.left))
+
+
 def _is_recorded() -> bool:
     """Tell whether an exporter, a transform or a tracer is to see the original operators."""
     return watched() or is_fx_symbolic_tracing()
 
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-_GLOBAL_HOOKS = [value for name, value in vars(torch_module).items() if name.endswith("_hooks")
-                 and name.startswith("_global") and isinstance(value, dict)]  # fmt: skip
+_GLOBAL_HOOKS = [
+    torch_module._global_forward_hooks,
+    torch_module._global_forward_pre_hooks,
+    torch_module._global_backward_hooks,
+    torch_module._global_backward_pre_hooks,
+]
 _FUNCTIONS = {FunctionType, staticmethod, classmethod, property}
 
 
@@ -174,17 +199,25 @@ def _unwrapped(model: nn.Module) -> nn.Module:
     return model
 
 
-def _why_not(model: nn.Module, report: Report) -> str | None:
+def _batch_norms(model: nn.Module) -> Iterator[str]:
+    """Yield the paths of what Dynamo will call as a batch norm, with or without an activation."""
+    inside = {id(m.bn) for m in model.modules() if isinstance(m, _BatchNormAct)}
+    for path, module in model.named_modules():
+        if isinstance(module, _BatchNormAct) or (
+            is_batch_norm(module) and id(module) not in inside
+        ):
+            yield path
+
+
+def _why_not(model: nn.Module) -> str | None:
     """Return why a model is left as it is, or None."""
-    if not report.left:
-        return "the model holds no batch norm"
     if any(map(nn.parameter.is_lazy, (*model.parameters(), *model.buffers()))):
-        return "it is lazy: run the model once, then accelerate it"
+        return "the model is lazy: run it once, then accelerate it"
     if isinstance(model, torch.jit.ScriptModule):
-        return "it is a ScriptModule, with code of its own"
+        return "the model is a ScriptModule, with code of its own"
     compiled = model._compiled_call_impl
     if compiled is not None and not isinstance(compiled, _Accelerated):
-        return "it is compiled already: use torch.compile(model, backend=\"gammabeta\") instead"
+        return 'the model is compiled: use torch.compile(model, backend="gammabeta") instead'
     return None
 
 

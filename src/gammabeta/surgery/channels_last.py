@@ -17,7 +17,7 @@ from collections.abc import Collection
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import Graph, Node
 
 Edge = tuple[Node, Node]
@@ -38,7 +38,7 @@ def lay_out(graph: Graph) -> int:
     served = {node: found for node, found in formats.items() if found is not None}
     last = [node for node, found in served.items() if found is torch.channels_last]
     values = _followers(graph, served.keys())
-    leaving = [(v, user) for v in values for user in v.users if _leaves(v, user, values)]
+    leaving = [(v, user) for v in values for user in v.users if _leaves(user, values)]
     if not _is_safe(graph, leaving) or not _pays(last, leaving):
         return 0
     for node, wanted in served.items():
@@ -57,6 +57,11 @@ def _copy(graph: Graph, value: Node, user: Node, layout: torch.memory_format | N
         return graph.call_method("contiguous", (value,), {"memory_format": layout})
 
 
+def unsafe_nodes(graph: Graph) -> list[Node]:
+    """Return the convolutions of a graph that stay contiguous because torch may get them wrong."""
+    return [node for node in graph.nodes if _is_convolution(node) and _is_unsafe(node)]
+
+
 def _is_convolution(node: Node) -> bool:
     return node.op == "call_function" and node.target is torch.conv2d
 
@@ -68,11 +73,10 @@ def _format(node: Node) -> torch.memory_format | None:
         return None
     if data.device.type != "cpu" or _seen(node) is None:
         return None
-    treacherous = _is_treacherous(node, weight)
     if not weight.is_contiguous():
-        return None if treacherous else torch.channels_last
+        return None if _is_unsafe(node) else torch.channels_last
     heavy = _is_heavy(weight, _values(node) + _values(_operands(node)[0]))
-    return torch.contiguous_format if heavy or treacherous else torch.channels_last
+    return torch.contiguous_format if heavy or _is_unsafe(node) else torch.channels_last
 
 
 def _is_heavy(weight: Tensor, activations: int) -> bool:
@@ -117,7 +121,7 @@ def _follows(node: Node) -> bool:
     return name.removesuffix("_") in _FUNCTIONS and _is_torchs(node)
 
 
-def _leaves(value: Node, user: Node, values: dict[Node, None]) -> bool:
+def _leaves(user: Node, values: dict[Node, None]) -> bool:
     """Tell whether a reader must be given the layout that Dynamo saw."""
     asking = user.op == "call_method" and user.target in _ASKING
     return user not in values and not asking
@@ -129,9 +133,7 @@ def _is_safe(graph: Graph, leaving: list[Edge]) -> bool:
     if len(set(storages.values())) < len(storages) or None in map(_seen, storages):
         return False
     order = {node: i for i, node in enumerate(graph.nodes)}
-    written = [
-        (_storage(target), order[node]) for node in graph.nodes for target in _targets(node)
-    ]
+    written = [(_storage(target), order[node]) for node in graph.nodes for target in _targets(node)]
     return not any(
         storages[value] == storage and order[user] <= at
         for value, user in leaving
@@ -204,19 +206,39 @@ def _is_torchs(node: Node) -> bool:
     )
 
 
-def _is_treacherous(node: Node, weight: Tensor) -> bool:
+def unsafe(model: nn.Module) -> list[str]:
+    """Return the paths of convolutions that torch may get wrong if a model is channels last.
+
+    Example:
+        >>> unsafe(nn.Sequential(nn.Conv2d(3, 8, 1, stride=2), nn.Conv2d(8, 8, 3, stride=2)))
+        ['0']
+    """
+    return [
+        path
+        for path, m in model.named_modules()
+        if isinstance(m, nn.Conv2d) and _errs(m.weight.shape, m.stride)
+    ]
+
+
+def _is_unsafe(node: Node) -> bool:
+    given = dict(zip(_CONVOLUTION, node.args, strict=False)) | node.kwargs
+    weight = _example(given["weight"])
+    return weight is not None and _errs(weight.shape, given.get("stride", 1))
+
+
+def _errs(weight: torch.Size, stride: Any) -> bool:
     """Tell whether torch may crash or return a wrong gradient for a channels-last convolution.
 
-    oneDNN's AVX2 kernels (torch 2.14.1) do for a window of 1x1, strides above one and fewer input
-    channels than fit a register. Contiguous data are right.
+    oneDNN's kernels (torch 2.14.1) do for a window of 1x1, a stride above one and fewer input
+    channels than a vector register holds: 8 for AVX2, 16 for AVX-512. Contiguous data are right.
     """
-    given = dict(zip(_CONVOLUTION, node.args, strict=False)) | node.kwargs
-    stride = given.get("stride", 1)
-    strided = any(s != 1 for s in (stride if isinstance(stride, tuple | list) else [stride]))
-    return strided and tuple(weight.shape[2:]) == (1, 1) and weight.shape[1] < _SAFE_CHANNELS
+    strides = stride if isinstance(stride, tuple | list) else [stride]
+    strided = any(s != 1 for s in strides)
+    return strided and tuple(weight[2:]) == (1, 1) and weight[1] < _SAFE_CHANNELS
 
 
 _SAFE_CHANNELS = 16
+UNSAFE = "stays contiguous: torch may crash or err on strided 1x1 convolutions of few channels"
 _CONVOLUTION = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 _DTYPES = {torch.float32, torch.bfloat16, torch.float16}
 _WRITING = {"setitem", "iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "iand",

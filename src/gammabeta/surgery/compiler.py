@@ -16,6 +16,7 @@ from __future__ import annotations
 import functools
 import logging
 import operator
+import re
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -24,13 +25,13 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 from torch.nn import functional as F
 
+from gammabeta.norm.activation import Epilogue
 from gammabeta.norm.functional import batch_norm
 from gammabeta.norm.kernels.registry import select
-from gammabeta.surgery.channels_last import lay_out
+from gammabeta.surgery.channels_last import UNSAFE, lay_out, unsafe_nodes
 from gammabeta.surgery.match import Chain, find_chains
 from gammabeta.surgery.reader import Norm, Reader
 from gammabeta.surgery.report import Entry, Report
-from gammabeta.norm.activation import Epilogue
 
 _LOG = logging.getLogger("gammabeta")
 _SETTINGS = ("activation", "negative_slope", "approximate", "pool")
@@ -72,6 +73,10 @@ def rewrite(graph: GraphModule) -> Report:
         The batch norms that were fused with what follows them, and those that were not, and why.
     """
     report = Report()
+    for node in graph.graph.nodes:
+        if _is_kernel(node) and not _is_plain(node):
+            report.left.append(Entry(_name(node), "it is fused by its own layer"))
+    report.left += [Entry(_name(node), UNSAFE) for node in unsafe_nodes(graph.graph)]
     lay_out(graph.graph)
     for chain in find_chains(graph.graph, GraphReader({})):
         name = _name(chain.node)
@@ -95,11 +100,11 @@ class GraphReader(Reader):
         if node.target in _NORMS:
             data = _arguments(node)["input"]
             return Norm(data, pools=_axes(data) == 4)
-        if not _is_kernel(node) or node.args[7] != "identity":
+        if not _is_kernel(node) or not _is_plain(node):
             return None
         data, others = node.args[0], [n for n in node.users if n.args[1] != 0]
         output = next((n for n in node.users if n.args[1] == 0), None)
-        if not isinstance(data, Node) or output is None or node.args[3] is not None:
+        if not isinstance(data, Node) or output is None:
             return None
         return Norm(data, pools=_axes(data) == 4, output=output, waits=not others)
 
@@ -117,6 +122,12 @@ _NORMS: dict[Any, tuple[str, ...]] = {
 def _is_kernel(node: Node) -> bool:
     """Tell whether a node calls gammabeta's own operator, as its layers do under Dynamo."""
     return str(node.target) in {"gammabeta.batch_norm", "gammabeta.batch_norm.default"}
+
+
+def _is_plain(node: Node) -> bool:
+    """Tell whether gammabeta's operator is called without a residual, activation or pooling."""
+    residual, activation, pool = node.args[3], node.args[7], node.args[9]
+    return residual is None and (activation, pool) == ("identity", 0)
 
 
 def _axes(data: Node) -> int:
@@ -229,4 +240,4 @@ def epilogue(**settings: Any) -> Epilogue:
 def _name(node: Node) -> str:
     """Return the path of the module whose code made a node, or the node's own name."""
     stack = list(node.meta.get("nn_module_stack", {}).values())
-    return str(stack[-1][0]).removeprefix("L['self'].") if stack else node.name
+    return re.sub(r"^L\['\w+'\](\.__self__)?\.?", "", str(stack[-1][0])) if stack else node.name

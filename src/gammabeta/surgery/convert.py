@@ -58,8 +58,8 @@ def convert(model: M, to: str = "gammabeta", *, inplace: bool = False) -> M:
         _refuse_ghosts(model)
     model = model if inplace else copy.deepcopy(model)
     report = Report()
-    if to == "torch":
-        _restore_forwards(model, report)
+    if to == "torch" and sum(map(restore, model.modules())):
+        report.done.append(Entry("", "the original forward runs again"))
     convert_layers(model, to, report)
     model.gammabeta_report = report  # type: ignore[assignment]
     return model
@@ -70,13 +70,6 @@ def convert_layers(model: nn.Module, to: str, report: Report) -> None:
     for path, module in model.named_modules():
         if isinstance(module, _NormBase):
             _convert_layer(path, module, to, report)
-
-
-def _restore_forwards(model: nn.Module, report: Report) -> None:
-    """Undo what ``accelerate`` did to the modules that call batch norms."""
-    for path, module in model.named_modules():
-        if restore(module):
-            report.done.append(Entry(path, f"{type(module).__name__} has its own forward again"))
 
 
 def _convert_layer(path: str, module: nn.Module, to: str, report: Report) -> None:

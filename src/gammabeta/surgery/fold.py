@@ -13,7 +13,6 @@ from gammabeta.surgery.folding.pairs import Pairs
 from gammabeta.surgery.folding.report import FoldReport
 from gammabeta.surgery.folding.verify import verify
 from gammabeta.surgery.report import Entry
-from gammabeta.surgery.rewrite import restore
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -70,8 +69,6 @@ def fold(model: M, example_inputs: Tensor | tuple[Any, ...] | None = None) -> M:
         True
     """
     folded = _copied(model)
-    for module in folded.modules():
-        restore(module)  # what accelerate wrote would run the batch norms that are to go
     pairs = Pairs(folded)
     checked = check(pairs.foldings, pairs.affine)
     root: Any = pairs.apply()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import random
 import sys
+import threading
 import types
 import warnings
 from collections.abc import Iterator
@@ -92,18 +93,28 @@ def _restore(held: Held) -> None:
 
 @contextmanager
 def _no_custom_gradients() -> Iterator[None]:
-    """Stop at a user's autograd.Function: tracing would run through it and lose its backward."""
+    """Stop at a user's autograd.Function: tracing would run through it and lose its backward.
+
+    Other threads' functions run as they are; one thread traces at a time.
+    """
     function: Any = torch.autograd.Function
-    original = vars(function)["apply"]
+    tracer = threading.get_ident()
+    with _one_at_a_time:
+        original = vars(function)["apply"]
 
-    def apply(cls: type, *_: Any, **__: Any) -> Any:
-        raise UntraceableError(f"it calls {cls.__name__}, which has a gradient of its own")
+        def apply(cls: type, *args: Any, **kwargs: Any) -> Any:
+            if threading.get_ident() != tracer:
+                return original.__get__(None, cls)(*args, **kwargs)
+            raise UntraceableError(f"it calls {cls.__name__}, which has a gradient of its own")
 
-    function.apply = classmethod(apply)
-    try:
-        yield
-    finally:
-        function.apply = original
+        function.apply = classmethod(apply)
+        try:
+            yield
+        finally:
+            function.apply = original
+
+
+_one_at_a_time = threading.RLock()
 
 
 @contextmanager
