@@ -11,6 +11,7 @@ import ctypes
 import os
 import platform
 import sys
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,6 +127,19 @@ def tune_allocator() -> str:
     }
     refused = [name for name, value in settings.items() if not mallopt(_MALLOPT[name], value)]
     return f"left alone (glibc refused {', '.join(refused)})" if refused else "tuned"
+
+
+_compiled: list[tuple[float, float]] = []
+
+
+def count_compiling(seconds: float) -> None:
+    """Note time that has just gone into compiling a kernel."""
+    _compiled.append((time.monotonic(), seconds))
+
+
+def seconds_compiling(since: float) -> float:
+    """Return how long kernels have been compiled since that ``time.monotonic()``."""
+    return sum(seconds for ended, seconds in _compiled if ended >= since)
 
 
 def peak_memory_bytes() -> int | None:

@@ -84,7 +84,7 @@ def test_help_takes_no_time_and_no_torch(tmp_path):
 def test_wrong_usage_ends_with_status_2_and_an_empty_stdout(words, capsys):
     answer = call(capsys, *words)
     assert (answer.code, answer.out) == (2, "")
-    assert "Error" in answer.err
+    assert "error" in answer.err.lower()
     assert "Traceback" not in answer.err
 
 
@@ -105,3 +105,59 @@ def test_an_error_is_one_line_and_with_debug_a_traceback(tmp_path):
     assert debug.returncode != 0
     assert debug.stderr.startswith("Traceback")
     assert "RunError: nothing-here: is not a run" in debug.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "ours"),
+    [
+        (["train", "--learning-rate", "0.1"], "--lr"),
+        (["train", "--learning_rate=0.1"], "--lr"),
+        (["train", "--bs", "4"], "--batch-size"),
+        (["compare", "--batch", "4"], "--batch-size"),
+        (["train", "--num-workers", "4"], "--threads"),
+        (["evaluate", "run", "--output", "x"], None),
+        (["recalibrate", "run", "--output", "x"], "--out"),
+        (["train", "--gpu"], "--device"),
+        (["evaluate", "--checkpoint", "x.pth"], "--weights"),
+        (["train", "--epoch", "3"], "--epochs"),
+        (["train", "--zzz"], None),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_an_option_by_another_programs_name_is_answered_with_ours(words, ours, capsys):
+    answer = call(capsys, *words)
+    assert (answer.code, answer.out) == (2, "")
+    assert "No such option: --" in answer.err
+    suggested = re.findall(r"Possible options: (.*?)\)", answer.err)
+    assert suggested == ([ours] if ours else [])
+
+
+def test_the_names_of_other_programs_lead_to_options_that_exist():
+    from gammabeta.cli.command import _ELSEWHERE
+
+    own = {name for command in COMMANDS.values() for p in command.params for name in p.opts}
+    assert set(_ELSEWHERE) <= own
+    assert all(name.startswith("--") for names in _ELSEWHERE.values() for name in names.split())
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["evaluate", "nope"], ["evaluate", "nope.onnx"], ["predict", "nope", "x.jpg"],
+     ["explain", "nope"], ["explain"], ["export", "nope", "x.onnx"], ["recalibrate", "nope"],
+     ["train", "--resume", "nope"]],
+    ids=" ".join,
+)  # fmt: skip
+def test_a_wrong_run_is_answered_at_once(words, tmp_path):
+    if words[-1] == "nope":
+        (tmp_path / "nope").mkdir()  # a folder, but no run
+    before = os.times()
+    done = subprocess.run(
+        [*PROGRAM, *words], cwd=tmp_path, env=environment(PYTHONPROFILEIMPORTTIME="1"),
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    after = os.times()
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("gammabeta: error: n")
+    assert after.children_user - before.children_user < 1
+    heavy = r"\| +(torch|numpy|sklearn|matplotlib|onnxruntime|PIL|rich\.progress)$"
+    assert not re.search(heavy, done.stderr, re.MULTILINE)

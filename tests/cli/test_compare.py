@@ -65,7 +65,11 @@ def test_the_locale_chooses_the_language(whole, tmp_path, capsys, monkeypatch):
         (["--rates", "0.1,fast"], "rates is '0.1,fast', but must be numbers"),
         (["--lang", "fr"], "lang is 'fr', but must be en or zh"),
         (["--out", "page.pdf"], "out is page.pdf, but the page's name must end in .html"),
-        (["--budget", "-1"], "budget is -60.0, but must be above 0"),
+        (["--budget", "-1"], "budget is -1 minutes, but must be above 0"),
+        (["--budget", "0"], "budget is 0 minutes, but must be above 0"),
+        (["--budget", "nan"], "budget is nan minutes, but must be above 0"),
+        (["--budget", "inf"], "budget is inf minutes, but must be above 0"),
+        (["--rates", ""], "rates is '', but must be numbers"),
         (["--data", "nowhere"], "'nowhere' is no data set"),
     ],
 )

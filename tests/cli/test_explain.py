@@ -19,8 +19,9 @@ from browser import (
     shown,
 )
 from gammabeta import Net
-from gammabeta.cli.target import build, native_size, newest_run, open_target
+from gammabeta.cli.target import build, native_size, open_target
 from gammabeta.data import load
+from gammabeta.training.folder import newest_run
 from gammabeta.training.run import Run
 from gammabeta.training.weights import load_weights
 from training_helpers import call, digits, make_run, slice_of, start, trained_run

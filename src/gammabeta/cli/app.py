@@ -23,6 +23,7 @@ from gammabeta.cli import (
     streams,
     train,
 )
+from gammabeta.cli.command import Command
 from gammabeta.errors import GammabetaError
 
 _SAVE_THEIR_RESULT = {"train", "explain", "compare", "export", "recalibrate"}
@@ -31,19 +32,21 @@ app = typer.Typer(
     name="gammabeta",
     help="Batch Normalization for PyTorch: understand it, train with it, diagnose it, ship it.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-app.command("train")(train.train)
-app.command("evaluate")(evaluate.evaluate)
-app.command("predict")(predict.predict)
-app.command("explain")(explain.explain)
-app.command("compare")(compare.compare)
-app.command("export")(export.export)
-app.command("recalibrate")(recalibrate.recalibrate)
-app.command("conformance")(conformance.conformance)
-app.command("bench")(bench.bench)
+for _name, _function in (
+    ("train", train.train),
+    ("evaluate", evaluate.evaluate),
+    ("predict", predict.predict),
+    ("explain", explain.explain),
+    ("compare", compare.compare),
+    ("export", export.export),
+    ("recalibrate", recalibrate.recalibrate),
+    ("conformance", conformance.conformance),
+    ("bench", bench.bench),
+):
+    app.command(_name, cls=Command)(_function)
 
 
 def _print_version(wanted: bool) -> None:

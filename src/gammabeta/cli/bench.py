@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from gammabeta.bench.report import Report, Row
+    from gammabeta.cli.console import Screen
 
 
 def bench(
@@ -31,6 +32,7 @@ def bench(
         typer.Option(
             help="Default: both where the CPU has bf16 instructions, else fp32.",
             metavar="[fp32|bf16|both]",
+            autocompletion=options.one_of("fp32", "bf16", "both"),
             show_default=False,
         ),
     ] = None,
@@ -60,6 +62,7 @@ def bench(
         ),
     ] = None,
     threads: options.Threads = None,
+    quiet: options.Quiet = False,
     as_json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
@@ -91,12 +94,12 @@ def bench(
         compile_model=compiled,
         compile_blocks=compiled is not False,
     )
-    with _progress(open_console(as_json=True)) as progress:
+    with _progress(open_console(True, quiet)) as progress:
         report = measure(settings, machine, progress)
     if as_json:
         print_json(report.to_dict())
     else:
-        _print(open_console(as_json=False), report)
+        _print(open_console(False), report)
 
 
 def _precisions(asked: str | None) -> tuple[str, ...]:
@@ -111,11 +114,11 @@ def _precisions(asked: str | None) -> tuple[str, ...]:
 
 
 @contextmanager
-def _progress(console: Console) -> Iterator[Callable[[str, float], None]]:
-    """Show what is being measured: a bar on a terminal, else a line for each piece of work."""
+def _progress(console: Screen) -> Iterator[Callable[[str, float], None]]:
+    """Show what is being measured: a bar on a terminal, else a line from time to time."""
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-    if not console.is_terminal:
+    if not (console.is_terminal and console.shows_work):
         yield _Lines(console)
         return
     columns = (
@@ -130,17 +133,17 @@ def _progress(console: Console) -> Iterator[Callable[[str, float], None]]:
 
 
 class _Lines:
-    """Prints the piece of work, which stands before the colon, when a new one begins."""
+    """Prints the piece of work, which stands before the colon, from time to time."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Screen) -> None:
+        from gammabeta.cli.console import Pace
+
         self.console = console
-        self.shown = ""
+        self.pace = Pace()
 
     def __call__(self, what: str, share: float) -> None:
-        work = what.partition(": ")[0]
-        if work != self.shown and share < 1:
-            self.shown = work
-            self.console.print(f"{100 * share:3.0f} % {work}")
+        if share < 1 and self.pace.is_due():
+            self.console.narrate(f"{100 * share:3.0f} % {what.partition(': ')[0]}")
 
 
 def _print(console: Console, report: Report) -> None:

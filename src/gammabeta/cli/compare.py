@@ -17,6 +17,7 @@ from gammabeta.errors import GammabetaError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from gammabeta.cli.console import Screen
     from gammabeta.insight.compare import Comparison
     from gammabeta.insight.compare.run import Status
 
@@ -77,6 +78,7 @@ def compare(
         typer.Option(
             help="Of every variant. auto: bf16 where the CPU has instructions for it.",
             metavar="[auto|fp32|bf16]",
+            autocompletion=options.one_of("auto", "fp32", "bf16"),
         ),
     ] = "auto",
     lang: Annotated[
@@ -84,6 +86,7 @@ def compare(
         typer.Option(
             help="Language of the page. Default: the locale's.",
             metavar="[en|zh]",
+            autocompletion=options.one_of("en", "zh"),
             show_default=False,
         ),
     ] = None,
@@ -95,6 +98,7 @@ def compare(
             show_default=False,
         ),
     ] = None,
+    quiet: options.Quiet = False,
     as_json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
@@ -119,7 +123,7 @@ def compare(
     chosen = lang or default_lang()
     if chosen not in {"en", "zh"}:
         raise GammabetaError(f"lang is {chosen!r}, but must be en or zh")
-    console = open_console(as_json)
+    console = open_console(as_json, quiet)
     with stop_requests() as stop_requested, _progress(console) as tell:
         comparison = run(
             data,
@@ -129,7 +133,7 @@ def compare(
             seeds=seeds,
             seed=seed,
             budget=budget,
-            **({"rates": _numbers(rates)} if rates else {}),
+            **({"rates": _numbers(rates)} if rates is not None else {}),
             batch_size=batch_size,
             image_size=image_size,
             skip_unreadable=skip_unreadable,
@@ -163,12 +167,12 @@ def _command() -> str:
 
 
 @contextmanager
-def _progress(console: Console) -> Iterator[Callable[[Status], None]]:
-    """Show a bar with the time left on a terminal, else a line for each finished training."""
+def _progress(console: Screen) -> Iterator[Callable[[Status], None]]:
+    """Show a bar with the time left on a terminal, else a line from time to time."""
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
-    if not console.is_terminal:
-        yield lambda status: _line(console, status)
+    if not (console.is_terminal and console.shows_work):
+        yield _Lines(console)
         return
     columns = (
         BarColumn(bar_width=24),
@@ -186,10 +190,19 @@ def _progress(console: Console) -> Iterator[Callable[[Status], None]]:
         yield show
 
 
-def _line(console: Console, status: Status) -> None:
-    if status.finished or status.stage == "pilot":
-        share = f"{100 * status.share:3.0f} %"
-        console.print(f"{share} {status.stage}: {status.what}; {_left(status)}")
+class _Lines:
+    """Prints a finished training, or the pilot's state, from time to time."""
+
+    def __init__(self, console: Screen) -> None:
+        from gammabeta.cli.console import Pace
+
+        self.console = console
+        self.pace = Pace()
+
+    def __call__(self, status: Status) -> None:
+        if (status.finished or status.stage == "pilot") and self.pace.is_due():
+            share = f"{100 * status.share:3.0f} %"
+            self.console.narrate(f"{share} {status.stage}: {status.what}; {_left(status)}")
 
 
 def _left(status: Status) -> str:

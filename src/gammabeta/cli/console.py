@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -14,15 +15,53 @@ from gammabeta.data.dataset import Progress as DataProgress
 from gammabeta.files import to_json
 from gammabeta.training.events import BatchDone, EpochDone, Event, Listener, LossLogged
 
+PAUSE = 10.0
+"""Seconds between two lines of progress where there is no terminal."""
 _BYTES_FROM = 2**20  # totals from here on are bytes of a transfer, not files
 
 
-def open_console(as_json: bool) -> Console:
+class Screen(Console):
+    """A console that knows whether the user wants to see work go on, or its result alone."""
+
+    shows_work = True
+
+    def narrate(self, text: str) -> None:
+        """Print what belongs to the work, not to its result."""
+        if self.shows_work:
+            self.print(text)
+
+
+def open_console(as_json: bool, quiet: bool = False) -> Screen:
     """Return where progress and results for people go: stdout, or stderr beside JSON."""
-    console = Console(stderr=as_json, highlight=False, soft_wrap=True, markup=False)
-    if not console.is_terminal:
-        console.width = 10_000  # a table in a file or a pipe keeps its long paths whole
-    return console
+    stream = sys.stderr if as_json else sys.stdout
+    screen = Screen(file=stream, highlight=False, soft_wrap=True, markup=False)
+    screen.shows_work = not quiet
+    if not screen.is_terminal:
+        screen.width = 10_000  # a table in a file or a pipe keeps its long paths whole
+    return screen
+
+
+class Pace:
+    """Says when a line of progress is due where there is no terminal: not often.
+
+    Args:
+        seconds: Between two lines at least; also before the first.
+    """
+
+    def __init__(self, seconds: float | None = None) -> None:
+        self.seconds = PAUSE if seconds is None else seconds
+        self.rest()
+
+    def rest(self) -> None:
+        """Begin another pause; something has just been said."""
+        self.due_at = time.monotonic() + self.seconds
+
+    def is_due(self) -> bool:
+        """Tell whether to print a line now; if so, another pause begins."""
+        due = time.monotonic() >= self.due_at
+        if due:
+            self.rest()
+        return due
 
 
 def print_json(document: Mapping[str, Any]) -> None:
@@ -65,7 +104,7 @@ class SideListener:
 
 
 @contextmanager
-def training_listener(console: Console, epochs: int, batches: int, done: int) -> Iterator[Listener]:
+def training_listener(console: Screen, epochs: int, batches: int, done: int) -> Iterator[Listener]:
     """Show a training: a bar with loss, accuracy, rate, speed and time left, or the log lines.
 
     Args:
@@ -74,8 +113,8 @@ def training_listener(console: Console, epochs: int, batches: int, done: int) ->
         batches: Batches an epoch.
         done: Batches already done by the run that is resumed.
     """
-    if not console.is_terminal:
-        yield lambda event: _print_line(console, event)
+    if not (console.is_terminal and console.shows_work):
+        yield _TrainingLines(console, epochs * batches, done) if console.shows_work else _ignore
         return
     columns = (
         TextColumn("{task.description}"),
@@ -102,6 +141,37 @@ def training_listener(console: Console, epochs: int, batches: int, done: int) ->
         yield show
 
 
+def _ignore(*_: object) -> None:
+    """Take what nobody wants to see."""
+
+
+class _TrainingLines:
+    """Prints the log's lines, and a line of progress where these come seldom."""
+
+    def __init__(self, console: Console, steps: int, done: int) -> None:
+        self.console = console
+        self.began = time.monotonic()
+        self.steps_left = self.steps = steps - done
+        self.pace = Pace()
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, BatchDone):
+            self.steps_left -= 1
+            if self.pace.is_due():
+                self.console.print(self._progress(event))
+        elif isinstance(event, LossLogged | EpochDone):
+            _print_line(self.console, event)
+            self.pace.rest()
+
+    def _progress(self, event: BatchDone) -> str:
+        spent = time.monotonic() - self.began
+        left = self.steps_left * spent / (self.steps - self.steps_left)
+        return (
+            f"epoch {event.epoch}, batch {event.batch} of {event.batches}: loss {event.loss:.3f}, "
+            f"{event.images_per_second:,.0f} images/s, about {duration(left)} left"
+        )
+
+
 def _print_line(console: Console, event: Event) -> None:
     if isinstance(event, LossLogged):
         console.print(f"[{event.epoch}, {event.batch:5d}] loss: {event.loss:.3f}", markup=False)
@@ -116,9 +186,12 @@ def _print_line(console: Console, event: Event) -> None:
 
 @contextmanager
 def data_progress(console: Console) -> Iterator[DataProgress]:
-    """Show downloads and decoding: a bar on a terminal, else a line each tenth."""
+    """Show downloads and decoding: a bar on a terminal, else a line from time to time."""
+    if isinstance(console, Screen) and not console.shows_work:
+        yield _ignore
+        return
     if not console.is_terminal:
-        yield _TenthLines(console)
+        yield _DataLines(console)
         return
     columns = (
         TextColumn("{task.description}"),
@@ -138,18 +211,17 @@ def data_progress(console: Console) -> Iterator[DataProgress]:
         yield show
 
 
-class _TenthLines:
-    """Prints ``what: 30 % (51 of 170 MB)`` whenever another tenth is done."""
+class _DataLines:
+    """Prints ``what: 30 % (51 of 170 MB)`` from time to time."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        self.shown: dict[str, int] = {}
+        self.pace = Pace()
 
     def __call__(self, what: str, done: int, total: int) -> None:
-        tenth = 10 * done // max(total, 1)
-        if self.shown.get(what) != tenth:
-            self.shown[what] = tenth
-            self.console.print(f"{what}: {10 * tenth} % ({_amount(done, total)})", markup=False)
+        if self.pace.is_due():
+            share = 100 * done // max(total, 1)
+            self.console.print(f"{what}: {share} % ({_amount(done, total)})")
 
 
 def _amount(done: int, total: int) -> str:

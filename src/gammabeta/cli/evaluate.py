@@ -33,6 +33,7 @@ def evaluate(
             help="Another data set with the same classes. Default: the run's own; cifar10 beside "
             "--weights alone.",
             metavar="[cifar10|digits|DIR]",
+            autocompletion=options.one_of("cifar10", "digits"),
             show_default=False,
         ),
     ] = None,
@@ -42,6 +43,7 @@ def evaluate(
             help="What to measure. own: the test split; all images of a --data folder that has no "
             "splits. Of a folder also val, dev or eval.",
             metavar="[own|test|train|all]",
+            autocompletion=options.one_of("own", "test", "train", "all"),
         ),
     ] = "own",
     root: options.Root = None,
@@ -56,6 +58,7 @@ def evaluate(
     ] = None,
     device: options.Device = "auto",
     threads: options.Threads = None,
+    quiet: options.Quiet = False,
     as_json: options.Json = False,
     verbose: options.Verbose = False,
     debug: options.Debug = False,
@@ -70,6 +73,11 @@ def evaluate(
       gammabeta evaluate --weights tutorial.pth
       gammabeta evaluate model.onnx
     """
+    from gammabeta.training.folder import expect_run
+
+    if run:
+        expect_run(run)
+
     from contextlib import nullcontext
     from math import isfinite
     from time import perf_counter
@@ -81,7 +89,7 @@ def evaluate(
     from gammabeta.errors import GammabetaError
     from gammabeta.training import evaluate as measuring
 
-    console = open_console(as_json)
+    console = open_console(as_json, quiet)
     machine = runtime.configure("fp32", device, threads)
     if verbose:
         console.print(machine.describe(), markup=False)

@@ -29,6 +29,7 @@ def explain(
             help="Where the images come from. Default: the run's own test images; random images "
             "for module:callable.",
             metavar="[cifar10|digits|DIR]",
+            autocompletion=options.one_of("cifar10", "digits"),
             show_default=False,
         ),
     ] = None,
@@ -51,6 +52,7 @@ def explain(
         typer.Option(
             help="Language of the page. Default: from the locale.",
             metavar="[en|zh]",
+            autocompletion=options.one_of("en", "zh"),
             show_default=False,
         ),
     ] = None,
@@ -61,6 +63,7 @@ def explain(
         ),
     ] = None,
     threads: options.Threads = None,
+    quiet: options.Quiet = False,
     as_json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
@@ -75,12 +78,19 @@ def explain(
       gammabeta explain runs/cifar10-anneal-1 --lang zh --out bn.html
       gammabeta explain torchvision.models:resnet18 --image-size 64 --batch-size 16
     """
+    from gammabeta.training.folder import expect_run, newest_run
+
+    if target is None:
+        target = str(newest_run(Path("runs")))
+    elif Path(target).exists() or ":" not in target:
+        expect_run(Path(target))
+
     from gammabeta import runtime
     from gammabeta.cli.console import data_progress, open_console, print_json
     from gammabeta.cli.target import open_target
     from gammabeta.insight import render
 
-    console = open_console(as_json)
+    console = open_console(as_json, quiet)
     runtime.configure("fp32", "cpu", threads)
     language = render.check_lang(lang or render.default_lang())
     with data_progress(console) as progress:
@@ -98,12 +108,8 @@ def explain(
     console.print(f"{len(explanation.layers)} batch norm layers explained: {page} ({size:.1f} MB)")
 
 
-def _default_page(target: str | None) -> Path:
+def _default_page(target: str) -> Path:
     """Return RUN/explain.html for a run, explain.html in this folder for a callable."""
-    from gammabeta.cli.target import newest_run
-
-    if target is None:
-        return newest_run(Path("runs")) / "explain.html"
     return Path(target, "explain.html") if Path(target).is_dir() else Path("explain.html")
 
 

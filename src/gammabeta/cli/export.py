@@ -53,6 +53,7 @@ def export(
     root: options.Root = None,
     skip_unreadable: options.SkipUnreadable = False,
     threads: options.Threads = None,
+    quiet: options.Quiet = False,
     as_json: options.Json = False,
     verbose: options.Verbose = False,
     debug: options.Debug = False,
@@ -68,12 +69,16 @@ def export(
       gammabeta export runs/cifar10-anneal-1 small.onnx --int8
       gammabeta evaluate model.onnx
     """
+    from gammabeta.training.folder import expect_run
+
+    expect_run(run)
+
     from gammabeta import runtime
     from gammabeta.cli.console import open_console, print_json
     from gammabeta.cli.source import Place, load_data, load_model, open_run
     from gammabeta.deploy.export import check_target
 
-    console = open_console(as_json)
+    console = open_console(as_json, quiet)
     machine = runtime.configure("fp32", "cpu", threads)
     if verbose:
         console.print(machine.describe())

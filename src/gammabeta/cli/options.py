@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+
+def one_of(*names: str) -> Callable[[str], list[str]]:
+    """Return what a shell completes an option's value to."""
+
+    def complete(incomplete: str) -> list[str]:  # typer goes by this name
+        return [name for name in names if name.startswith(incomplete)]
+
+    return complete
+
 
 Data = Annotated[
     str,
@@ -13,6 +24,7 @@ Data = Annotated[
         help="cifar10, digits (no download), or a folder with train/ and test/, one subfolder "
         "a class.",
         metavar="[cifar10|digits|DIR]",
+        autocompletion=one_of("cifar10", "digits"),
     ),
 ]
 OtherData = Annotated[
@@ -21,6 +33,7 @@ OtherData = Annotated[
         help="Other data of the same classes, or where the run's own folder is now. Default: the "
         "run's own.",
         metavar="[cifar10|digits|DIR]",
+        autocompletion=one_of("cifar10", "digits"),
         show_default=False,
     ),
 ]
@@ -51,11 +64,16 @@ Threads = Annotated[
 Device = Annotated[
     str,
     typer.Option(
-        help="Where to compute. auto: CUDA where torch sees it.", metavar="[auto|cpu|cuda]"
+        help="Where to compute. auto: CUDA where torch sees it.",
+        metavar="[auto|cpu|cuda]",
+        autocompletion=one_of("auto", "cpu", "cuda"),
     ),
 ]
 Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON document; progress goes to stderr.")
+]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", help="No progress: only notes, warnings and the result.")
 ]
 Verbose = Annotated[
     bool, typer.Option("--verbose", "-v", help="Say what the process computes with.")

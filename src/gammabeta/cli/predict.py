@@ -49,6 +49,11 @@ def predict(
     """
     import sys
 
+    from gammabeta.training.folder import expect_run
+
+    if not weights:
+        expect_run(run)
+
     from rich.table import Column, Table
     from rich.text import Text
 

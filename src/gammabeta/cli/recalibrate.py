@@ -53,6 +53,7 @@ def recalibrate(
     ] = True,
     device: options.Device = "cpu",
     threads: options.Threads = None,
+    quiet: options.Quiet = False,
     as_json: options.Json = False,
     verbose: options.Verbose = False,
     debug: options.Debug = False,
@@ -67,6 +68,10 @@ def recalibrate(
       gammabeta recalibrate runs/cifar10-anneal-1
       gammabeta recalibrate runs/cifar10-anneal-1 --samples 50000 --out runs/exact
     """
+    from gammabeta.training.folder import expect_run
+
+    expect_run(run)
+
     from gammabeta import runtime
     from gammabeta.cli.console import open_console, print_json
     from gammabeta.cli.source import Place, load_data, load_model, open_run
@@ -74,7 +79,7 @@ def recalibrate(
     from gammabeta.training.run import fresh_path, refuse_occupied, refuse_unwritable
     from gammabeta.training.weights import broken, check_finite
 
-    console = open_console(as_json)
+    console = open_console(as_json, quiet)
     machine = runtime.configure("fp32", device, threads)
     if verbose:
         console.print(machine.describe())

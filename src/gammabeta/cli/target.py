@@ -22,7 +22,8 @@ from gammabeta.training.weights import load_into
 
 if TYPE_CHECKING:
     from gammabeta.data.dataset import Dataset, Progress, Split
-    from gammabeta.training.run import Run
+    from gammabeta.training.folder import newest_run
+from gammabeta.training.run import Run
 
 POPULATION = 2048
 """Training images at most that stand for the whole data; more change no digit worth showing."""
@@ -109,22 +110,6 @@ def open_target(
         list(_population(dataset)),
         notes,
     )
-
-
-def newest_run(parent: Path) -> Path:
-    """Return the run under ``parent`` whose model was saved last.
-
-    Raises:
-        GammabetaError: If there is none.
-    """
-    models = [*parent.glob("*/model.safetensors")]
-    saved = [m for m in models if (m.parent / "config.json").exists()]
-    if not saved:
-        raise GammabetaError(
-            f"no run under {parent}/: make one with `gammabeta train --data digits`, or name a "
-            "run's folder or module:callable"
-        )
-    return max(saved, key=lambda model: model.stat().st_mtime).parent
 
 
 def _of_run(

@@ -12,10 +12,10 @@ import typer
 from gammabeta.cli import options
 from gammabeta.cli.naming import program
 from gammabeta.cli.streams import stop_requests
+from gammabeta.cli.summary import Clock, conclude, document
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
+    from gammabeta.cli.console import Screen
     from gammabeta.data.dataset import Dataset
     from gammabeta.training.evaluate import Evaluation
     from gammabeta.training.run import Config, Run
@@ -44,6 +44,7 @@ def train(
             help="anneal (default: 8 epochs, warm-up then decay) or tutorial (200 epochs, "
             "constant rate).",
             metavar="[anneal|tutorial]",
+            autocompletion=options.one_of("anneal", "tutorial"),
             show_default=False,
             rich_help_panel="Recipe",
         ),
@@ -64,11 +65,18 @@ def train(
     precision: Annotated[
         str,
         typer.Option(
-            metavar="[auto|fp32|bf16]", help="auto: bf16 where the CPU has bf16 instructions."
+            metavar="[auto|fp32|bf16]",
+            autocompletion=options.one_of("auto", "fp32", "bf16"),
+            help="auto: bf16 where the CPU has bf16 instructions.",
         ),
     ] = "auto",
     device: Annotated[
-        str, typer.Option(metavar="[auto|cpu|cuda]", help="auto: CUDA where torch sees it.")
+        str,
+        typer.Option(
+            metavar="[auto|cpu|cuda]",
+            autocompletion=options.one_of("auto", "cpu", "cuda"),
+            help="auto: CUDA where torch sees it.",
+        ),
     ] = "auto",
     threads: options.Threads = None,
     out: Annotated[
@@ -97,6 +105,7 @@ def train(
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Also write TensorBoard events.")
     ] = False,
+    quiet: options.Quiet = False,
     as_json: options.Json = False,
     verbose: options.Verbose = False,
     debug: options.Debug = False,
@@ -114,22 +123,32 @@ def train(
       gammabeta train --resume runs/cifar10-anneal-1 --epochs 16
       gammabeta train --data photos/ --init runs/cifar10-anneal-1/model.safetensors
     """
-    from gammabeta.cli import resume as resuming
-    from gammabeta.cli.console import open_console
+    from gammabeta.training.folder import expect_run
 
-    console = open_console(as_json)
+    clock = Clock()
+    if resume:
+        expect_run(resume)
+
+    from gammabeta.cli import resume as resuming
+    from gammabeta.cli.console import open_console, print_json
+
+    console = open_console(as_json, quiet)
     if resume is None:
         run, dataset = _begin(console, context.params)
     else:
         resuming.refuse_other_options(context)
         run, dataset = resuming.reopen(console, resuming.named(context), verbose)
         _introduce(console, run, dataset, "as before")
-    _fit(
-        console, run, dataset, resumed=resume is not None, tensorboard=tensorboard, as_json=as_json
+    trainer, result = _fit(
+        console, run, dataset, resumed=resume is not None, tensorboard=tensorboard
     )
+    _draw_curves(run)
+    conclude(console, trainer, result, clock)
+    if as_json:
+        print_json(document(trainer, result, clock))
 
 
-def _begin(console: Console, given: dict[str, Any]) -> tuple[Run, Dataset]:
+def _begin(console: Screen, given: dict[str, Any]) -> tuple[Run, Dataset]:
     """Resolve the recipe, read the data and make a new run folder."""
     from gammabeta import runtime
     from gammabeta.cli.console import data_progress
@@ -186,12 +205,12 @@ def _init_notes(config: Config) -> list[str]:
     return [] if config.init is None else begin_with(config.build_model(), config.init)
 
 
-def _introduce(console: Console, run: Run, dataset: Dataset, reason: str) -> None:
+def _introduce(console: Screen, run: Run, dataset: Dataset, reason: str) -> None:
     config, recipe = run.config, run.config.recipe
     for note in dataset.notes:
         console.print(note)
     plural = "s" * (recipe.epochs > 1)
-    console.print(
+    console.narrate(
         f"{dataset.name}: {len(dataset.train)} training and {len(dataset.test)} test images, "
         f"{len(dataset.classes)} classes\n"
         f"{recipe.name}: {recipe.epochs} epoch{plural}, batches of {recipe.batch_size}, lr "
@@ -201,10 +220,10 @@ def _introduce(console: Console, run: Run, dataset: Dataset, reason: str) -> Non
 
 
 def _fit(
-    console: Console, run: Run, dataset: Dataset, *, resumed: bool, tensorboard: bool, as_json: bool
-) -> None:
-    """Train to the end, or until asked to stop, and say how it went."""
-    from gammabeta.cli.console import SideListener, print_json, training_listener
+    console: Screen, run: Run, dataset: Dataset, *, resumed: bool, tensorboard: bool
+) -> tuple[Trainer, Evaluation]:
+    """Train to the end, or until asked to stop, and say how to go on."""
+    from gammabeta.cli.console import SideListener, training_listener
     from gammabeta.training.events import Listener, MetricsFile, TensorBoard
     from gammabeta.training.trainer import StoppedError, Trainer
 
@@ -225,17 +244,13 @@ def _fit(
         try:
             batches = len(trainer.loader)
             with training_listener(console, run.config.recipe.epochs, batches, at.step) as show:
-                result = trainer.fit([*listeners, show])
+                return trainer, trainer.fit([*listeners, show])
         except StoppedError as stopped:
             _draw_curves(run)
             console.print(
                 f"{stopped}; continue with: {program()} train --resume {shlex.quote(str(run.path))}"
             )
             raise typer.Exit(128 + stopped.signal) from None
-    _draw_curves(run)
-    _conclude(console, trainer, result)
-    if as_json:
-        print_json(_document(trainer, result))
 
 
 def _draw_curves(run: Run) -> None:
@@ -247,7 +262,7 @@ def _draw_curves(run: Run) -> None:
         plot_curves(run.metrics, run.curves)
 
 
-def _save_changes(console: Console, trainer: Trainer) -> None:
+def _save_changes(console: Screen, trainer: Trainer) -> None:
     """Keep what the user changed in a resumed run, now that its state was found to fit."""
     from gammabeta.cli.resume import schedule
     from gammabeta.training.run import Run
@@ -258,43 +273,3 @@ def _save_changes(console: Console, trainer: Trainer) -> None:
         console.print(schedule(began.recipe, run.config.recipe, *steps))
     if run.config != began:
         run.save_config()
-
-
-def _conclude(console: Console, trainer: Trainer, result: Evaluation) -> None:
-    from gammabeta.cli.console import duration
-
-    at, path = trainer.position, trainer.run.path
-    cifar = trainer.run.config.data == "cifar10"
-    console.print(
-        f"Accuracy of the network on the {result.total} test images: "
-        f"{100 * result.accuracy:.0f} %\n"
-        f"last {100 * result.accuracy:.2f} % ({result.correct} of {result.total}), best "
-        f"{100 * at.best_accuracy:.2f} % (epoch {at.best_epoch}), {duration(at.seconds)}; "
-        f"saved in {path}\n"
-        "Try next:\n"
-        f"  {program()} evaluate {shlex.quote(str(path))}\n"
-        f"  {program()} predict {shlex.quote(str(path))} IMAGE...\n"
-        f"  {program()} train " + ("--recipe tutorial" if cifar else "    # CIFAR-10, 8 epochs")
-    )
-
-
-def _document(trainer: Trainer, result: Evaluation) -> dict[str, Any]:
-    from gammabeta.runtime import peak_memory_bytes
-
-    at, config = trainer.position, trainer.run.config
-    return {
-        "run": str(trainer.run.path),
-        "accuracy": result.accuracy,
-        "correct": result.correct,
-        "total": result.total,
-        "loss": result.loss,
-        "best_accuracy": at.best_accuracy,
-        "best_epoch": at.best_epoch,
-        "epochs": config.recipe.epochs,
-        "seed": config.recipe.seed,
-        "precision": config.precision,
-        "threads": config.threads,
-        "images_per_second": at.images / at.train_seconds,
-        "seconds": at.seconds,
-        "peak_memory_bytes": peak_memory_bytes(),
-    }

@@ -21,6 +21,7 @@ from gammabeta.errors import GammabetaError, RunError
 from gammabeta.files import flush_folder, folder_beside, sweep, write_atomically
 from gammabeta.models import Net
 from gammabeta.training.checkpoint import save_model
+from gammabeta.training.folder import not_a_run
 from gammabeta.training.recipe import Recipe
 from gammabeta.training.weights import load_into
 
@@ -142,8 +143,7 @@ class Run:
         try:
             return cls(path, _parse(json.loads(file.read_text(encoding="utf-8"))))
         except OSError as error:
-            hint = "a run is the folder that `gammabeta train` printed"
-            raise RunError(f"{path}: is not a run: {error.strerror}: config.json; {hint}") from None
+            raise not_a_run(path, error) from None
         except (ValueError, TypeError, KeyError, GammabetaError) as error:
             raise RunError(f"{file}: is damaged or of another version: {error}") from None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import platform
 from collections.abc import Callable, Iterable
@@ -18,6 +19,7 @@ from gammabeta import runtime
 from gammabeta.bench.report import cpu_name
 from gammabeta.data import load
 from gammabeta.data.dataset import Dataset
+from gammabeta.errors import GammabetaError
 from gammabeta.insight.compare.claims import Claim, Evidence, claims
 from gammabeta.insight.compare.journal import Journal, of_kind, plan_of, read
 from gammabeta.insight.compare.plan import Plan
@@ -177,8 +179,11 @@ def compare(
         RunError: If the journal belongs to other settings, or cannot be written.
     """
     began = monotonic()
+    if budget is not None and not 0 < budget < math.inf:
+        raise GammabetaError(f"budget is {budget:g} minutes, but must be above 0")
     if isinstance(data, str):
-        size = image_size or (DIGITS_SIZE if data == "digits" else 32)
+        own_size = DIGITS_SIZE if data == "digits" else 32
+        size = own_size if image_size is None else image_size
         dataset = load(data, root=root, image_size=size, skip_unreadable=skip_unreadable)
         for sentence in dataset.notes:
             note(sentence)
@@ -186,7 +191,7 @@ def compare(
         dataset = data
     held = hold_out(dataset)
     small = len(dataset.train) < SMALL
-    minutes = budget or DEFAULT_MINUTES["small" if small else "large"]
+    minutes = DEFAULT_MINUTES["small" if small else "large"] if budget is None else budget
     settings = Settings(
         data=dataset.name,
         variants=tuple(variants),
@@ -194,7 +199,7 @@ def compare(
         seed=seed,
         budget=60 * minutes,
         rates=tuple(rates),
-        batch_size=batch_size or (64 if small else 128),
+        batch_size=(64 if small else 128) if batch_size is None else batch_size,
         precision=runtime.choose_precision(precision)[0],
         image_size=dataset.image_size,
     )

@@ -20,6 +20,7 @@ from numba.extending import overload
 from gammabeta.norm.kernels.native import channels, planes, pooled, rows, sequence
 from gammabeta.norm.kernels.native.task import POINTER
 from gammabeta.norm.kernels.native.variant import Variant
+from gammabeta.runtime import count_compiling
 
 LOOPS: dict[str, Any] = {
     f"{family.__name__.rpartition('.')[2]}.{name}": getattr(family, name)
@@ -70,7 +71,9 @@ def _compiled(v: Variant) -> Any:
         except Exception:  # noqa: BLE001 (nowhere to write, or damaged files of any kind)
             compiled = cfunc(signature, nopython=True)(loop)
     if not compiled.cache_hits:
-        _announce(v, time.perf_counter() - began)
+        seconds = time.perf_counter() - began
+        count_compiling(seconds)
+        _announce(v, seconds)
     return compiled
 
 
