@@ -17,7 +17,7 @@ from torch.testing._internal.two_tensor import TwoTensor
 
 from gammabeta import BatchNorm2d, BatchNormAct2d, GammabetaError, batch_norm
 from gammabeta.norm.kernels import cpu, operator
-from kernel_helpers import BF16, F32, LAYOUTS, MODES, inputs_of, laid
+from kernel_helpers import BF16, F32, LAYOUTS, MODES, inputs_of, laid, python
 from norm_helpers import assert_same, fill, randn, with_gradients
 
 X = randn(4, 20, 6, 6)
@@ -183,7 +183,7 @@ def test_the_operators_keep_their_contract(case):
         y, _, _, saved, codes = OPERATORS.batch_norm(*arguments)
         kept = t.get("residual") if activation == "silu" else None
         backward = (
-            *(randn(*y.shape, seed=3), x, t["weight"], t["bias"], kept, y if pool else None),
+            *(randn(*y.shape, seed=3), x, t["weight"], kept, y if pool else None),
             *(saved, codes, 1e-5, activation, 0.01, pool, residual, not training, True, True),
         )
         detached = tuple(a.detach() if isinstance(a, torch.Tensor) else a for a in backward)
@@ -204,6 +204,32 @@ def test_an_operator_called_directly_has_the_same_derivatives(layout):
         )
 
     assert_same(with_gradients(operator, t), with_gradients(door, t))
+
+
+ELSEWHERE = """
+import torch
+from gammabeta import BatchNorm2d, BatchNormAct2d, BatchRenorm2d
+torch.manual_seed(0)
+x = torch.randn(4, 16, 6, 6).contiguous(memory_format=torch.channels_last).requires_grad_()
+layers = BatchNormAct2d(16, pool=2), BatchNorm2d(16, momentum=None), BatchRenorm2d(16)
+twins = BatchNormAct2d(16, pool=2, backend="eager"), torch.nn.BatchNorm2d(16, momentum=None)
+wanted = [twin(x) for twin in twins]
+with torch.device("meta"):
+    found = [layer(x) for layer in layers]
+    for y in found:
+        dy = torch.ones(y.shape, device="cpu")
+        for again in (False, True):
+            (dx,) = torch.autograd.grad(y, x, dy, retain_graph=True, create_graph=again)
+            assert dx.is_cpu and y.is_cpu
+    for layer in layers:
+        assert layer.eval()(x).is_cpu
+torch.testing.assert_close(found[:2], wanted)
+"""
+
+
+def test_another_default_device_is_not_taken_for_scratch_memory():
+    done = python(ELSEWHERE)
+    assert done.returncode == 0, done.stderr
 
 
 @MODES

@@ -174,6 +174,18 @@ def test_symbolically_traced_it_is_the_same(make, training):
     assert_trains_alike(traced, layer, twin)
 
 
+@MODES
+@EVERY_LAYER
+def test_symbolically_traced_alone_it_is_the_same(make, training):
+    layer = fill(make()).train(training)
+    twin = copy.deepcopy(layer)
+    before = set(vars(layer))
+    traced = torch.fx.symbolic_trace(layer)
+    assert_trains_alike(traced, layer, twin)
+    torch.testing.assert_close(traced.eval()(X), twin.eval()(X))
+    assert set(vars(layer)) == before
+
+
 @pytest.mark.parametrize("make", BESIDE_TORCH.values(), ids=BESIDE_TORCH)
 def test_a_symbolic_trace_changes_its_mode_as_with_torchs_layer(make):
     model = nn.Sequential(nn.Linear(3, 3), fill(make())).train()

@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from gammabeta.norm import registries
 from gammabeta.norm.activation import Epilogue
 from gammabeta.norm.functional import PLAIN, Stats, normalize
+from gammabeta.norm.kernels.tracing import referable
 from gammabeta.norm.updates import batch_weight, updates_allowed
 
 
@@ -80,7 +81,13 @@ class _Layer(_BatchNorm):
             residual: As x, or None.
             epilogue: What follows.
         """
-        return _forward(self, x, residual, epilogue)
+        layer = self if type(x) is Tensor else referable(self, x)
+        return _forward(layer, x, residual, epilogue)
+
+    @property
+    def itself(self) -> _Layer:
+        """The layer, for symbolic tracing."""
+        return self
 
     _dims: tuple[int, ...] = ()
 

@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from gammabeta.norm import registries
 from gammabeta.norm.functional import Stats, normalize
 from gammabeta.norm.kernels.eager import per_channel
+from gammabeta.norm.kernels.tracing import referable
 from gammabeta.norm.layers import check_dims
 from gammabeta.norm.updates import batch_weight, moved, updates_allowed
 
@@ -86,7 +87,12 @@ class _BatchRenorm(_NormBase):
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (torch's name)
         """Return the input normalised, in its own shape and dtype."""
-        return _renorm_forward(self, input)
+        return _renorm_forward(referable(self, input), input)
+
+    @property
+    def itself(self) -> _BatchRenorm:
+        """The layer, for symbolic tracing."""
+        return self
 
     def _infer(self, x: Tensor) -> Tensor:
         running = Stats(self.running_mean, self.running_var)

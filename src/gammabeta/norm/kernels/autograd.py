@@ -41,11 +41,12 @@ class FusedBatchNorm(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Compute, and save what backward needs."""
         ctx.plan, ctx.added, ctx.constant = plan, residual is not None, mean is not None
+        ctx.bias = bias  # not saved, which would forbid to change it
         done = compute(x, weight, bias, residual, mean, var, plan, running)
         y, mean, var, saved, codes = done
         kept = None if plan.activation in APART else residual  # the codes tell what it led to
         ctx.witness, output = kept_output(y) if plan.pool else (None, None)
-        ctx.save_for_backward(x, weight, bias, kept, output, saved, codes)
+        ctx.save_for_backward(x, weight, kept, output, saved, codes)
         ctx.set_materialize_grads(False)
         if mean is not None:
             ctx.mark_non_differentiable(mean, var)
@@ -56,21 +57,22 @@ class FusedBatchNorm(torch.autograd.Function):
         """Return the gradients of x, weight, bias and residual."""
         if dy is None:
             return (None,) * 8
+        kept = ctx.saved_tensors
         if torch.is_grad_enabled() or watched() or is_batched(dy):
-            grads = composite(ctx, dy, create_graph=torch.is_grad_enabled())
+            grads = composite(ctx, kept, dy, create_graph=torch.is_grad_enabled())
             return *grads, None, None, None, None
-        x, weight, bias, residual, y, saved, codes = ctx.saved_tensors
+        x, weight, residual, y, saved, codes = kept
         if ctx.witness is not None and not ctx.witness.untouched():
             y = None
         needs = ctx.needs_input_grad
         flags = ctx.added, ctx.constant, needs[0] or needs[3], needs[1] or needs[2]
         dx, dweight, dbias, dresidual = gradients(
-            ctx.plan, dy, x, weight, bias, residual, y, saved, codes, *flags
+            ctx.plan, dy, x, weight, residual, y, saved, codes, *flags
         )
         return (
             dx if needs[0] else None,
             dweight if needs[1] else None,
-            dbias if needs[2] else None,
+            like(ctx.bias, dbias) if needs[2] else None,
             dresidual if needs[3] else None,
             None,
             None,
@@ -98,7 +100,7 @@ def fused_batch_norm(
     ``lie`` is the layout of x, as ``layout.of`` names it.
     """
     plan = plan_of(x.dtype, lie, activation, slope, pool, eps)
-    inputs = x, weight, bias, residual, mean, var, plan, running
+    inputs = layout.resolved(x), weight, bias, residual, mean, var, plan, running
     if not torch.is_grad_enabled():  # spares a third of a call on a tiny tensor
         y, mean, var, _, _ = compute(*inputs)
         return y, mean, var
@@ -124,12 +126,17 @@ def compute(
 
 def as_vector(values: Tensor | None) -> Tensor | None:
     """Return values a channel as the loops read them."""
-    if values is None or (values.dtype == torch.float32 and values.is_contiguous()):
+    if values is None:
+        return None
+    values = layout.resolved(values)
+    if values.dtype == torch.float32 and values.is_contiguous():
         return values
     return values.detach().float().contiguous()
 
 
-_NOTHING = {dtype: torch.empty(0, dtype=dtype) for dtype in (torch.float32, torch.bfloat16)}
+_NOTHING = {
+    dtype: torch.empty(0, dtype=dtype, device="cpu") for dtype in (torch.float32, torch.bfloat16)
+}
 
 
 class _Witness:
@@ -166,7 +173,6 @@ def gradients(
     dy: Tensor,
     x: Tensor,
     weight: Tensor | None,
-    bias: Tensor | None,
     residual: Tensor | None,
     y: Tensor | None,
     saved: Tensor,
@@ -176,14 +182,16 @@ def gradients(
     needs_x: bool,
     needs_affine: bool,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    """Return the gradients; a hook may have moved what was saved to other memory."""
+    """Return the gradients, that of β as float32.
+
+    A hook may have moved what was saved to other memory.
+    """
     lie = plan.lie
     dx, dweight, dbias, dresidual = backward(
         plan,
         layout.laid(dy, lie),
         layout.laid(x, lie),
         as_vector(weight),
-        as_vector(bias),
         None if residual is None else layout.laid(residual, lie),
         None if y is None else layout.laid(y, lie),
         saved,
@@ -193,10 +201,11 @@ def gradients(
         needs_x=needs_x,
         needs_affine=needs_affine,
     )
-    return dx, _as(weight, dweight), _as(bias, dbias), dresidual
+    return dx, like(weight, dweight), dbias, dresidual
 
 
-def _as(parameter: Tensor | None, grad: Tensor | None) -> Tensor | None:
+def like(parameter: Tensor | None, grad: Tensor | None) -> Tensor | None:
+    """Return a parameter's gradient in its dtype."""
     if grad is None or parameter is None:
         return None
     return grad if parameter.dtype == torch.float32 else grad.to(parameter.dtype)

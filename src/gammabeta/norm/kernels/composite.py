@@ -19,15 +19,20 @@ from gammabeta.norm.kernels.native.variant import APART
 
 
 @torch.enable_grad()
-def composite(ctx: Any, dy: Tensor, *, create_graph: bool) -> tuple[Tensor | None, ...]:
+def composite(
+    ctx: Any, kept: tuple[Any, ...], dy: Tensor, *, create_graph: bool
+) -> tuple[Tensor | None, ...]:
     """Return the gradients as functions of x, γ, β, the residual and dy.
 
     Args:
         ctx: Of ``FusedBatchNorm``, or of the operator with a plan.
+        kept: Its saved tensors, which may be read once only.
         dy: As backward is given it.
         create_graph: Whether the gradients are to be differentiated.
     """
-    x, weight, bias, residual, _, saved, codes = ctx.saved_tensors
+    x, weight, residual, _, saved, codes = kept
+    saved = saved.detach()  # an output of the operator, but a constant here
+    bias = _as_it_was(ctx.bias, saved[2])
     _, _, activation, slope, _, eps = ctx.plan
     inputs = [None if t is None else _cut(t, create_graph) for t in (weight, bias, residual)]
     gamma, beta, added = inputs
@@ -45,6 +50,14 @@ def composite(ctx: Any, dy: Tensor, *, create_graph: bool) -> tuple[Tensor | Non
     if gated and ctx.needs_input_grad[3]:
         grads[3] = dy
     return tuple(grads)
+
+
+def _as_it_was(bias: Tensor | None, values: Tensor) -> Tensor | None:
+    """Return β with the values of the forward pass and its own history.
+
+    As torch's batch norm does not keep it, it may have been changed in place since.
+    """
+    return None if bias is None else values.to(bias.dtype) + (bias - bias.detach())
 
 
 def _cut(tensor: Tensor, keep_history: bool) -> Tensor:
@@ -71,7 +84,7 @@ def _derivatives(
 
 def _statistics(saved: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Return the mean and the variance that were given."""
-    mean, inverse = saved.detach()
+    mean, inverse = saved[0], saved[1]
     return mean.float(), (inverse**-2 - eps).float()
 
 

@@ -69,7 +69,8 @@ def _may_move(running: tuple[Tensor, Tensor, float, Tensor | None], x: Tensor) -
 
 
 def _is_own(vector: Tensor, size: torch.Size) -> bool:
-    return _is_channel_vector(vector, size, torch.float32) and vector.is_contiguous()
+    plain = _is_channel_vector(vector, size, torch.float32) and vector.is_contiguous()
+    return plain and layout.resolved(vector) is vector
 
 
 def infer(
@@ -197,6 +198,8 @@ def _run(
     lie = layout.of(x)
     pool = epilogue.pool if _pools(x, lie, residual, epilogue) else None
     options = eps, _name(epilogue), epilogue.negative_slope, pool or 0
+    if bias is not None and not bias.is_leaf:
+        bias = bias.clone()  # its history is needed as it is now, whatever is done to it later
     if torch.compiler.is_compiling():
         recorded = torch.ops.gammabeta.batch_norm
         y, mean, var, *_ = recorded(x, weight, bias, residual, *given, *options)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from gammabeta.norm.kernels.layout import resolved
 from gammabeta.norm.kernels.native.task import Task
 from gammabeta.norm.kernels.native.variant import MASKED
 from gammabeta.norm.kernels.program import RECOVERABLE, Plan, Run, program
@@ -24,7 +25,7 @@ def forward(
     var: Tensor | None,
     running: tuple[Tensor, Tensor, float, Tensor | None] | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor, Tensor | None]:
-    """Return y, mean, unbiased variance, and what backward needs: statistics and codes.
+    """Return y, mean, unbiased variance, and what backward needs: statistics, β and codes.
 
     Args:
         plan: How to compute.
@@ -42,7 +43,7 @@ def forward(
     y = _like_output(plan, x, run.task)
     coded = plan.pool or (added and plan.activation in MASKED)
     codes = torch.empty_like(y, dtype=torch.uint8) if coded else None
-    saved = torch.empty((2, shape[1]), dtype=torch.float64, device="cpu")
+    saved = torch.empty((3, shape[1]), dtype=torch.float64, device="cpu")
     if mean is None and running is None:
         mean, var = _floats(shape[1]), _floats(shape[1])
     scratch = _lend(run)
@@ -51,7 +52,7 @@ def forward(
     task.codes, task.saved = _at(codes), saved.data_ptr()
     task.weight, task.bias = _at(weight), _at(bias)
     if sums is not task:
-        sums.x, sums.saved = task.x, task.saved
+        sums.x, sums.saved, sums.bias = task.x, task.saved, task.bias
     sums.mean, sums.var = _at(mean), _at(var)
     _move(sums, running)
     run.forward()
@@ -61,15 +62,16 @@ def forward(
 
 
 def measure(plan: Plan, x: Tensor) -> Tensor:
-    """Return mean and 1 / √(biased variance + ε), float64 (2, C).
+    """Return mean and 1 / √(biased variance + ε), float64 (2, C), of any x with the plan's layout.
 
     Args:
         plan: Whose ε is meant; nothing follows.
         x: (N, C, *), dense in the layout of the plan's family.
     """
+    x = resolved(x)
     p = program(plan, x.shape, False, False)
     run = p.borrow()
-    saved = torch.empty((2, x.shape[1]), dtype=torch.float64, device="cpu")
+    saved = torch.empty((3, x.shape[1]), dtype=torch.float64, device="cpu")
     scratch = _lend(run)
     task = run.sums
     task.x, task.saved = x.data_ptr(), saved.data_ptr()
@@ -78,7 +80,7 @@ def measure(plan: Plan, x: Tensor) -> Tensor:
     run.measure()
     _scratch.append(scratch)
     p.give_back(run)
-    return saved
+    return saved[:2]
 
 
 def _move(task: Task, running: tuple[Tensor, Tensor, float, Tensor | None] | None) -> None:
@@ -96,7 +98,6 @@ def backward(
     dy: Tensor,
     x: Tensor,
     weight: Tensor | None,
-    bias: Tensor | None,
     residual: Tensor | None,
     y: Tensor | None,
     saved: Tensor,
@@ -114,7 +115,6 @@ def backward(
         dy: In y's layout.
         x: As in forward.
         weight: As in forward.
-        bias: As in forward.
         residual: Where the codes do not stand for it.
         y: Where pooled, or None if it was overwritten.
         saved: Of forward.
@@ -134,7 +134,7 @@ def backward(
     scratch = _lend(run)
     task.x, task.residual, task.y, task.codes = x.data_ptr(), _at(residual), _at(y), _at(codes)
     task.dy, task.dx, task.dresidual = dy.data_ptr(), _at(dx), _at(dresidual)
-    task.weight, task.bias, task.saved = _at(weight), _at(bias), saved.data_ptr()
+    task.weight, task.saved = _at(weight), saved.data_ptr()
     task.dweight, task.dbias = _at(dweight), _at(dbias)
     task.recover_ratio = RECOVERABLE[plan.dtype] if y is not None else 0.0
     if needs_x:

@@ -23,8 +23,20 @@ def _is_rows(x: Tensor) -> bool:
     return x.movedim(1, -1).is_contiguous()
 
 
+def resolved(x: Tensor) -> Tensor:
+    """Return x, or a copy where memory does not hold its values.
+
+    Torch negates the imaginary part of a conjugate when it reads it, and has tensors of zeros that
+    have no memory.
+    """
+    if x.is_neg() or x._is_zerotensor():
+        return x.clone()
+    return x
+
+
 def laid(x: Tensor, as_: str) -> Tensor:
-    """Return x, or a copy that lies as said."""
+    """Return x, or a copy that lies as said and whose memory holds its values."""
+    x = resolved(x)
     if as_ == "planes":
         return x.contiguous()
     return x if _is_rows(x) else x.movedim(1, -1).contiguous().movedim(-1, 1)

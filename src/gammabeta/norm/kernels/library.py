@@ -18,7 +18,7 @@ _OPTIONS = "float eps, str activation, float slope, int pool"
 _SCHEMAS = {
     "batch_norm": "(Tensor x, Tensor? weight, Tensor? bias, Tensor? residual, Tensor? mean, "
     f"Tensor? var, {_OPTIONS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-    "batch_norm_backward": "(Tensor dy, Tensor x, Tensor? weight, Tensor? bias, Tensor? residual, "
+    "batch_norm_backward": "(Tensor dy, Tensor x, Tensor? weight, Tensor? residual, "
     f"Tensor? y, Tensor saved, Tensor codes, {_OPTIONS}, "
     "bool added, bool constant, bool needs_x, bool needs_affine) "
     "-> (Tensor, Tensor, Tensor, Tensor)",

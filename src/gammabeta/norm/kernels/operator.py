@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gammabeta.norm.kernels import layout
-from gammabeta.norm.kernels.autograd import compute, gradients, is_batched, kept_output
+from gammabeta.norm.kernels.autograd import compute, gradients, is_batched, kept_output, like
 from gammabeta.norm.kernels.composite import composite
 from gammabeta.norm.kernels.library import register
 from gammabeta.norm.kernels.native.variant import APART, MASKED
@@ -54,11 +54,11 @@ def _copy(tensor: Tensor | None) -> Tensor | None:
 
 
 def _backward_operator(dy: Tensor, x: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
-    weight, bias, residual, y, saved, codes = inputs[:6]
-    options, flags = inputs[6:10], inputs[10:]
+    weight, residual, y, saved, codes = inputs[:5]
+    options, flags = inputs[5:9], inputs[9:]
     plan, x = _planned(x, *options)
     codes = codes if codes.numel() else None
-    found = gradients(plan, dy, x, weight, bias, residual, y, saved, codes, *flags)
+    found = gradients(plan, dy, x, weight, residual, y, saved, codes, *flags)
     return tuple(dy.new_empty(0) if grad is None else grad for grad in found)
 
 
@@ -74,20 +74,20 @@ def _forward_shapes(x: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
         y,
         x.new_empty(channels, dtype=torch.float32),
         x.new_empty(channels, dtype=torch.float32),
-        x.new_empty(2, channels, dtype=torch.float64),
+        x.new_empty(3, channels, dtype=torch.float64),
         torch.empty_like(y, dtype=torch.uint8) if coded else x.new_empty(0, dtype=torch.uint8),
     )
 
 
 def _backward_shapes(dy: Tensor, x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    weight, bias = rest[:2]
+    weight = rest[0]
     added, constant, needs_x, needs_affine = rest[-4:]
     empty = dy.new_empty(0)
     affine = needs_affine or (needs_x and not constant)
     return (
         torch.empty_like(x) if needs_x else empty,
         torch.empty_like(weight) if affine and weight is not None else empty,
-        torch.empty_like(bias) if affine and bias is not None else dy.new_empty(0),
+        x.new_empty(x.shape[1], dtype=torch.float32) if affine else dy.new_empty(0),
         torch.empty_like(x) if needs_x and added else dy.new_empty(0),
     )
 
@@ -99,7 +99,8 @@ def _save_recorded(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     ctx.added, ctx.constant = residual is not None, mean is not None
     kept = None if activation in APART else residual
     ctx.witness, pooled = kept_output(y) if pool else (None, None)
-    ctx.save_for_backward(x, weight, bias, kept, pooled, saved, codes)
+    ctx.bias = bias
+    ctx.save_for_backward(x, weight, kept, pooled, saved, codes)
 
 
 def _backward_recorded(ctx: Any, dy: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
@@ -107,19 +108,21 @@ def _backward_recorded(ctx: Any, dy: Tensor | None, *_: Any) -> tuple[Tensor | N
     none = (None,) * 6  # for mean, var and the options
     if dy is None:
         return (None,) * 4 + none
-    x, weight, bias, residual, y, saved, codes = ctx.saved_tensors
+    kept = x, weight, residual, y, saved, codes = ctx.saved_tensors
     if not torch.compiler.is_compiling() and (
         torch.is_grad_enabled() or watched() or is_batched(dy)
     ):
         ctx.plan = _planned(x, *ctx.options)[0]
-        return *composite(ctx, dy, create_graph=torch.is_grad_enabled()), *none
+        return *composite(ctx, kept, dy, create_graph=torch.is_grad_enabled()), *none
     flags = ctx.added, ctx.constant, needs[0] or needs[3], needs[1] or needs[2]
     if ctx.witness is not None and not ctx.witness.untouched():
         y = None
-    saved_for = x, weight, bias, residual, y, saved, codes
+    saved_for = x, weight, residual, y, saved, codes
     run = torch.ops.gammabeta.batch_norm_backward
     found = run(dy, *saved_for, *ctx.options, *flags)
-    return *(grad if wanted else None for grad, wanted in zip(found, needs, strict=True)), *none
+    dx, dweight, dbias, dresidual = found
+    grads = dx, dweight, like(ctx.bias, dbias), dresidual
+    return *(grad if wanted else None for grad, wanted in zip(grads, needs, strict=True)), *none
 
 
 register()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from torch import nn
 from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
@@ -10,6 +13,24 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode
 def recorded() -> bool:
     """Tell whether operators are being recorded, to be run on other data."""
     return bool(torch._C._get_tracing_state()) or get_proxy_mode() is not None
+
+
+class _Root:
+    """Stands in a symbolic trace for the layer that is traced itself, which has no path."""
+
+    def __fx_create_arg__(self, tracer: torch.fx.Tracer) -> Any:
+        return tracer.create_node("get_attr", "itself", (), {})
+
+
+def referable(layer: nn.Module, x: Any) -> Any:
+    """Return the layer, or where it is the root of a symbolic trace what a node can refer to.
+
+    Args:
+        layer: Which has itself under the attribute ``itself``.
+        x: Its input.
+    """
+    traced = isinstance(x, torch.fx.Proxy) and getattr(x.tracer, "root", None) is layer
+    return _Root() if traced else layer
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]

@@ -29,7 +29,7 @@ def combine(v: Any, task: Any) -> None:
     mean, var = floats(t.mean, t.channels * wanted), floats(t.var, t.channels * wanted)
     running_mean = floats(t.running_mean, t.channels * moving)
     running_var = floats(t.running_var, t.channels * moving)
-    saved = doubles(t.saved, 2 * t.channels)
+    saved = doubles(t.saved, 3 * t.channels)
     means = _means(t, sums)
     squares = _squares(t, sums, means)
     for c in range(t.channels):
@@ -43,6 +43,7 @@ def combine(v: Any, task: Any) -> None:
         saved[c], saved[c + t.channels] = means[c], 1 / math.sqrt(biased + t.eps)
     if t.batches != 0:
         words(t.batches, 1)[0] += 1
+    _keep_offset(t, saved)
     _coefficients(t)
 
 
@@ -97,11 +98,20 @@ def given(v: Any, task: Any) -> None:
     """Compute the coefficients of y from statistics that are given."""
     t = read(task)
     mean, var = floats(t.mean, t.channels), floats(t.var, t.channels)
-    saved = doubles(t.saved, 2 * t.channels)
+    saved = doubles(t.saved, 3 * t.channels)
     for c in range(t.channels):
         saved[c] = mean[c]
         saved[c + t.channels] = 1 / math.sqrt(np.float64(var[c]) + t.eps)
+    _keep_offset(t, saved)
     _coefficients(t)
+
+
+@njit
+def _keep_offset(t: Any, saved: Any) -> None:
+    """Keep β beside the statistics: it may be changed before backward asks for it."""
+    bias = floats(t.bias, t.channels * (t.bias != 0))
+    for c in range(t.channels):
+        saved[c + 2 * t.channels] = np.float64(bias[c]) if t.bias != 0 else 0.0
 
 
 @njit
@@ -117,15 +127,14 @@ def _coefficients(t: Any) -> None:
     The shift is the mean as float32 has it, and the offset corrects what it lost, so that nothing
     large is added to what is small.
     """
-    saved = doubles(t.saved, 2 * t.channels)
+    saved = doubles(t.saved, 3 * t.channels)
     weight = floats(t.weight, t.channels * (t.weight != 0))
-    bias = floats(t.bias, t.channels * (t.bias != 0))
     out = floats(t.coefficients, 5 * t.width)
     recover = bytes_at(t.recover, t.channels * (t.recover != 0))
     for c in range(t.channels):
         mean, scale = saved[c], saved[c + t.channels]
         gamma = np.float64(weight[c]) if t.weight != 0 else 1.0
-        beta = np.float64(bias[c]) if t.bias != 0 else 0.0
+        beta = saved[c + 2 * t.channels]
         shift = np.float32(mean)
         lost = _lost(mean) * (gamma * scale)
         offset = beta + lost if math.isfinite(lost) else beta
