@@ -124,3 +124,30 @@ def test_a_first_call_of_any_kind_leaves_the_kernels_usable(how):
     done = python(THEN.format(first=FIRST[how]))
     assert done.returncode == 0, done.stderr
     assert "cannot be used" not in done.stderr
+
+
+WITHOUT_OPENMP = """
+import ctypes
+import numba, torch
+
+class Without(ctypes.CDLL):
+    def __getattr__(self, name):
+        if name.startswith("GOMP_"):
+            raise AttributeError(name)
+        return super().__getattr__(name)
+
+ctypes.CDLL = Without
+from gammabeta import batch_norm
+from norm_helpers import randn
+
+torch.set_num_threads(2)
+y = batch_norm(randn(24, 20, 23, 17), None, None, training=True, backend="numba")
+torch.save(y, __import__("sys").argv[1])
+"""
+
+
+def test_without_openmps_entry_point_the_calling_thread_computes_the_same(tmp_path):
+    done = python(WITHOUT_OPENMP, str(tmp_path / "y.pt"))
+    assert done.returncode == 0, done.stderr
+    want = batch_norm(randn(24, 20, 23, 17), None, None, training=True, backend="numba")
+    assert torch.equal(torch.load(tmp_path / "y.pt"), want)
