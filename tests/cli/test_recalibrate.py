@@ -120,17 +120,19 @@ def test_the_saved_report_is_the_printed_one(run, capsys):
     assert saved == document
 
 
-def test_statistics_that_were_nan_are_healed_and_it_is_said(run, capsys):
+@pytest.mark.parametrize("way", ["--sequential", "--one-pass"])
+def test_statistics_that_were_nan_are_healed_and_it_is_said(way, run, capsys):
     weights = load_weights(run / "model.safetensors")
-    expected = call(capsys, "recalibrate", "run", "--samples", "300", "--json").document
+    words = ("recalibrate", "run", "--samples", "300", way)
+    expected = call(capsys, *words, "--json").document
     weights["bn2.running_var"][3] = float("nan")
     weights["bn3.running_mean"][:] = float("inf")
     save_file(weights, run / "model.safetensors")
-    answer = call(capsys, "recalibrate", "run", "--samples", "300")
+    answer = call(capsys, *words)
     assert answer.code == 0
     assert "bn2, bn3: running statistics were NaN or infinite, and are whole now" in answer.out
     assert re.search(r"accuracy on the 360 test images: none before, \d+", answer.out)
-    document = call(capsys, "recalibrate", "run", "--samples", "300", "--json").document
+    document = call(capsys, *words, "--json").document
     assert document["accuracy_before"] is document["loss_before"] is None
     assert document["accuracy"] == expected["accuracy"]
     saved = (run.parent / document["run"] / "recalibration.json").read_text()
