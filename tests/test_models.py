@@ -104,6 +104,61 @@ def test_every_multiple_of_eight_is_accepted(size):
         assert net(torch.zeros(1, 3, size, size)).shape == (1, 3)
 
 
+class Features(nn.Module):
+    """The layers before fc1, in torch's own operators."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        for conv, bn in (("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3")):
+            x = getattr(self.net, conv)(x)
+            layer = getattr(self.net, bn)
+            x = F.batch_norm(x, None, None, layer.weight, layer.bias, training=True)
+            x = F.max_pool2d(F.relu(x), 2)
+        return x
+
+
+@pytest.mark.parametrize("size", [40, 64, 224])
+def test_larger_images_are_averaged_to_the_same_weights(size):
+    torch.manual_seed(0)
+    net = Net(10, size).double()
+    assert {k: v.shape for k, v in net.state_dict().items()} == {
+        k: v.shape for k, v in Net().state_dict().items()
+    }
+    x = torch.randn(2, 3, size, size, dtype=torch.float64)
+    features = Features(net)(x)
+    side = size // 8
+    edges = [(side * i // 4, -(-side * (i + 1) // 4)) for i in range(4)]
+    averages = torch.stack([
+        torch.stack([features[..., a:b, c:d].mean((2, 3)) for c, d in edges], -1)
+        for a, b in edges
+    ], -2)  # fmt: skip
+    hidden = F.batch_norm(net.fc1(averages.flatten(1)), None, None, training=True)
+    wanted = net.fc2(F.relu(hidden))
+    got = net.train()(x)
+    cotangent = torch.randn_like(wanted)
+    torch.testing.assert_close(got, wanted)
+    weights = [net.conv1.weight, net.fc1.weight]
+    for ours, theirs in zip(*(torch.autograd.grad(y, weights, cotangent) for y in (got, wanted)),
+                            strict=True):  # fmt: skip
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize(("size", "poolings"), [(16, 0), (32, 0), (64, 1)])
+def test_only_larger_images_gain_an_operator(size, poolings):
+    program = torch.export.export(Net(10, size).eval(), (torch.zeros(2, 3, size, size),))
+    names = [str(node.target) for node in program.graph.nodes]
+    assert sum("adaptive_avg_pool2d" in name for name in names) == poolings
+
+
+def test_a_network_of_an_older_version_is_still_to_be_had():
+    net = Net(10, 64, grid=None)
+    assert net.fc1.in_features == 256 * 8 * 8
+    assert net(torch.zeros(2, 3, 64, 64)).shape == (2, 10)
+
+
 @pytest.mark.parametrize("size", [0, -8, 4, 7, 30, 33])
 def test_other_sizes_are_refused_with_the_rule(size):
     with pytest.raises(GammabetaError, match=f"image_size is {size}, but .* multiple of 8"):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from gammabeta.errors import GammabetaError
 from gammabeta.norm.act import BatchNormAct1d, BatchNormAct2d
@@ -19,6 +20,8 @@ VARIANTS = ("bn", "none", "dropout", "bn+dropout", "groupnorm")
 """The names that :func:`variant` knows."""
 DROPOUT = 0.5
 """Share of the 1024 hidden units that the variants with Dropout drop before the last layer."""
+GRID = 4
+"""Side of the largest feature map that ``fc1`` reads: that of images of 32 pixels."""
 GROUPS = 32
 """Groups of the variant with group norm (Wu and He 2018, arXiv:1803.08494, section 3.1)."""
 
@@ -31,6 +34,9 @@ class Net(nn.Module):
     Args:
         num_classes: Number of logits.
         image_size: Height and width of the input in pixels, a positive multiple of 8.
+        grid: Larger feature maps than ``grid`` by ``grid``, those of images above ``8 * grid``
+            pixels, are averaged down to it before ``fc1``, so that the number of weights does not
+            grow with the image. None: they are not, as in runs of earlier versions.
 
     Shapes: input (N, 3, image_size, image_size), output (N, num_classes).
 
@@ -43,9 +49,13 @@ class Net(nn.Module):
         4579338
         >>> net(torch.zeros(2, 3, 32, 32)).shape
         torch.Size([2, 10])
+        >>> sum(p.numel() for p in Net(image_size=224).parameters())
+        4579338
     """
 
-    def __init__(self, num_classes: int = 10, image_size: int = 32) -> None:
+    def __init__(
+        self, num_classes: int = 10, image_size: int = 32, *, grid: int | None = GRID
+    ) -> None:
         super().__init__()
         if image_size < 8 or image_size % 8:
             raise GammabetaError(
@@ -57,7 +67,9 @@ class Net(nn.Module):
         self.bn2 = BatchNormAct2d(128, pool=2)
         self.conv3 = nn.Conv2d(128, 256, 3, padding=1)
         self.bn3 = BatchNormAct2d(256, pool=2)
-        self.fc1 = nn.Linear(256 * (image_size // 8) ** 2, 1024)
+        side = image_size // 8
+        self.grid = None if grid is None or side <= grid else grid
+        self.fc1 = nn.Linear(256 * (self.grid or side) ** 2, 1024)
         self.bn4 = BatchNormAct1d(1024)
         self.fc2 = nn.Linear(1024, num_classes)
 
@@ -66,6 +78,8 @@ class Net(nn.Module):
         x = self.bn1(self.conv1(x))
         x = self.bn2(self.conv2(x))
         x = self.bn3(self.conv3(x))
+        if self.grid is not None:
+            x = F.adaptive_avg_pool2d(x, self.grid)
         x = self.bn4(self.fc1(torch.flatten(x, 1)))
         logits: Tensor = self.fc2(x)
         return logits

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from gammabeta.errors import GammabetaError, RunError
+from gammabeta.training.checkpoint import save_model
 from gammabeta.training.run import Run, fresh_path, refuse_occupied
 from training_helpers import digits, make_run, small, trained_run
 
@@ -132,3 +133,21 @@ def test_a_run_that_never_saved_a_model_says_so(tmp_path):
 def test_the_configuration_cannot_be_changed_by_accident(tmp_path):
     with pytest.raises(dataclasses.FrozenInstanceError):
         make_run(tmp_path / "run", small()).config.threads = 3
+
+
+@pytest.mark.parametrize("written", ["before there was a grid", "with one"])
+def test_a_run_of_larger_images_has_the_weights_that_it_was_saved_with(written, tmp_path):
+    dataset = digits(48)
+    run = make_run(tmp_path / "run", dataset, epochs=1)
+    config = json.loads((run.path / "config.json").read_text())
+    config["grid"] = 4
+    if written == "before there was a grid":
+        del config["grid"]
+    (run.path / "config.json").write_text(json.dumps(config))
+    opened = Run.open(run.path)
+    model = opened.build_model()
+    assert model.fc1.in_features == 256 * (16 if written == "with one" else 36)
+    save_model(opened.model, model)
+    loaded = Run.open(run.path).load_model().eval()
+    images = torch.rand(2, 3, 48, 48)
+    assert torch.equal(loaded(images), model.eval()(images))

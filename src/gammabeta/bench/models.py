@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gammabeta.errors import GammabetaError
+from gammabeta.models import GRID
 
 LIBRARIES = ("torchvision", "timm")
 
@@ -42,7 +43,8 @@ class TorchNet(nn.Module):
         self.conv1, self.bn1 = nn.Conv2d(3, 64, 3, padding=1), nn.BatchNorm2d(64)
         self.conv2, self.bn2 = nn.Conv2d(64, 128, 3, padding=1), nn.BatchNorm2d(128)
         self.conv3, self.bn3 = nn.Conv2d(128, 256, 3, padding=1), nn.BatchNorm2d(256)
-        self.fc1 = nn.Linear(256 * (image_size // 8) ** 2, 1024)
+        self.grid = min(image_size // 8, GRID)
+        self.fc1 = nn.Linear(256 * self.grid**2, 1024)
         self.bn4 = nn.BatchNorm1d(1024)
         self.fc2 = nn.Linear(1024, num_classes)
 
@@ -51,6 +53,8 @@ class TorchNet(nn.Module):
         x = F.max_pool2d(F.relu(self.bn1(self.conv1(x))), 2)
         x = F.max_pool2d(F.relu(self.bn2(self.conv2(x))), 2)
         x = F.max_pool2d(F.relu(self.bn3(self.conv3(x))), 2)
+        if x.shape[-1] > self.grid:
+            x = F.adaptive_avg_pool2d(x, self.grid)
         x = F.relu(self.bn4(self.fc1(torch.flatten(x, 1))))
         logits: Tensor = self.fc2(x)
         return logits

@@ -154,6 +154,7 @@ def _begin(console: Screen, given: dict[str, Any]) -> tuple[Run, Dataset]:
     from gammabeta.cli.console import data_progress
     from gammabeta.cli.source import say
     from gammabeta.data import load
+    from gammabeta.models import GRID
     from gammabeta.training.recipe import RECIPES, resolve
     from gammabeta.training.run import Config, Run, fresh_path, refuse_occupied, refuse_unwritable
 
@@ -180,6 +181,7 @@ def _begin(console: Screen, given: dict[str, Any]) -> tuple[Run, Dataset]:
         data=data,
         root=root,
         image_size=dataset.image_size,
+        grid=GRID,
         skip_unreadable=given["skip_unreadable"],
         classes=dataset.classes,
         normalization=dataset.normalization,

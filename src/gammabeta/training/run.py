@@ -46,6 +46,7 @@ class Config:
         precision: "fp32" or "bf16".
         device: "cpu" or "cuda".
         threads: Threads inside one operator; another number may change the last bits.
+        grid: See :class:`gammabeta.Net`; None in runs that older versions wrote.
         files: The images of a folder that it is trained and measured on; None for other data.
         init: The checkpoint that it began with, or None for new weights.
         version: The gammabeta that wrote it.
@@ -61,13 +62,14 @@ class Config:
     precision: str
     device: str
     threads: int
+    grid: int | None = None
     files: Files | None = None
     init: str | None = None
     version: str = gammabeta.__version__
 
     def build_model(self) -> Net:
         """Return a new, untrained network of the run's shape."""
-        return Net(len(self.classes), self.image_size)
+        return Net(len(self.classes), self.image_size, grid=self.grid)
 
     def load_data(
         self,
