@@ -604,3 +604,94 @@ def test_tools_that_read_parameters_as_they_lie_still_do(tmp_path):
     optimizer.step(closure)
     with torch.inference_mode():
         accelerate(plain().float())(images(dtype=torch.float32))
+
+
+def test_no_class_is_made_that_a_registry_would_see():
+    registry = []
+
+    class Registered(nn.Module):
+        def __init_subclass__(cls, **options):
+            registry.append(cls)
+
+    class Mine(Registered):
+        def __init__(self):
+            super().__init__()
+            self.body = plain()
+
+        def forward(self, x):
+            return self.body(x)
+
+    evaluate(accelerate(Mine().double()), images())
+    assert registry == [Mine]
+
+
+def test_memory_that_is_shared_or_tied_stays_so():
+    model = blocks()
+    model[1].conv2.weight.data = model[1].conv1.weight.data.view(3, 5, 3, 3)
+    model.share_memory()
+    accelerate(model)
+    model(images())
+    assert all(p.is_shared() for p in model.parameters())
+    with torch.no_grad():
+        model[1].conv1.weight.fill_(0.25)
+    assert bool((model[1].conv2.weight == 0.25).all())
+
+
+@pytest.mark.parametrize("how", ["accelerate", "compile"])
+def test_second_derivatives_are_those_of_torch(how):
+    """A gradient penalty, whose inner gradient flows through every layer."""
+    reference = blocks()
+    model = twin(reference)
+    run = accelerate(model) if how == "accelerate" else torch.compile(model, backend="gammabeta")
+
+    def penalty(call, x):
+        x = x.clone().requires_grad_()
+        y = call(x)
+        cotangent = randn(*y.shape, seed=5, dtype=y.dtype)
+        (inner,) = torch.autograd.grad(y, x, cotangent, create_graph=True)
+        return inner, inner.square().sum()
+
+    for m, call in ((model, run), (reference, reference)):
+        inner, loss = penalty(call, images())
+        m.zero_grad()
+        loss.backward()
+        m.inner = inner.detach()
+    near(model.inner, reference.inner, 1e-9, "gradient")
+    scale = max(float(p.grad.abs().max()) for p in reference.parameters() if p.grad is not None)
+    for (name, a), b in zip(model.named_parameters(), reference.parameters(), strict=True):
+        if b.grad is not None:
+            near(a.grad, b.grad, 1e-9, name, scale)
+
+
+def test_second_derivatives_of_the_kernels_are_right_in_single_precision():
+    reference = nn.Sequential(
+        nn.Linear(4, 6), nn.BatchNorm1d(6), nn.SiLU(), nn.Linear(6, 3)
+    ).double()
+    model = accelerate(twin(reference).float())
+    found = []
+    for m, dtype in ((model, torch.float32), (reference, torch.float64)):
+        x = randn(16, 4, seed=2, dtype=torch.float64).to(dtype).requires_grad_()
+        y = m(x)
+        (inner,) = torch.autograd.grad(
+            y, x, randn(16, 3, seed=5, dtype=torch.float64).to(dtype), create_graph=True
+        )
+        inner.square().sum().backward()
+        found.append((inner.detach().double(), m[0].weight.grad.double()))
+    near(found[0][0], found[1][0], 1e-4, "gradient")
+    near(found[0][1], found[1][1], 1e-3, "gradient of the penalty")
+
+
+def test_a_sharded_model_still_runs(tmp_path):
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    torch.distributed.init_process_group(
+        "gloo", store=torch.distributed.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1
+    )
+    try:
+        model = blocks()
+        reference = twin(model)
+        fully_shard(accelerate(model), mesh=init_device_mesh("cpu", (1,)))
+        near(model(images()), reference(images()), 1e-9, "output")
+    finally:
+        torch.distributed.destroy_process_group()

@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import timm
 import torch
 import torchvision
 from torch import nn
@@ -16,7 +15,6 @@ from torch.nn import functional as F
 
 import gammabeta
 from gammabeta import accelerate, convert, freeze
-from gammabeta.bench.models import TorchNet
 from gammabeta.surgery import compiler
 from surgery_helpers import assert_twins, images, near, twin
 
@@ -65,11 +63,6 @@ class Block(nn.Module):
 
 
 MODELS = {
-    "resnet18": (lambda: torchvision.models.resnet18(), 17),
-    "mobilenet_v3_small": (lambda: torchvision.models.mobilenet_v3_small(), 29),
-    "timm efficientnet_lite0": (lambda: timm.create_model("efficientnet_lite0"), 42),
-    "timm repvgg_a0": (lambda: timm.create_model("repvgg_a0"), 22),
-    "the tutorial's network": (lambda: TorchNet(image_size=64), 4),
     # In training these move their running statistics before the sum, which so stays apart.
     "gammabeta's layers": (lambda: convert(torchvision.models.resnet18()), 9),
     "accelerated": (lambda: accelerate(torchvision.models.resnet18()), 17),
