@@ -355,9 +355,7 @@ NORMS = {
 @pytest.mark.parametrize("how", ["plain", "not-reentrant", "eager", "gammabeta"])
 @pytest.mark.parametrize("name", NORMS)
 @pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning")
-def test_a_gradient_penalty_trains_layers(name, how, training, request):
-    if (name, how, training) == ("renorm", "not-reentrant", True):
-        request.applymarker(pytest.mark.xfail(strict=True, reason="r and d are computed anew"))
+def test_a_gradient_penalty_trains_layers(name, how, training):
     torch._dynamo.reset()
     model = fill(Block(NORMS[name])).train(training)
     for buffer_name, buffer in model.named_buffers():

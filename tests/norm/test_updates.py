@@ -29,9 +29,6 @@ KINDS = {
 }
 EVERY_KIND = pytest.mark.parametrize("make", KINDS.values(), ids=KINDS)
 X = randn(8, 3) * 2 + 1
-RECOMPUTED_OTHERWISE = pytest.mark.xfail(
-    strict=True, reason="r and d are recomputed from running statistics that have moved since"
-)
 
 
 def state(layer):
@@ -55,20 +52,47 @@ def trained(layer, run):
 
 
 @pytest.mark.parametrize("reentrant", [True, False], ids=["reentrant", "not-reentrant"])
-@pytest.mark.parametrize(
-    "make",
-    [
-        pytest.param(make, marks=RECOMPUTED_OTHERWISE if name == "BatchRenorm1d" else ())
-        for name, make in KINDS.items()
-    ],
-    ids=KINDS,
-)
+@EVERY_KIND
 def test_activation_checkpointing_counts_a_batch_once_and_keeps_gradients(make, reentrant):
     plain, saved = grown(make()), grown(make())
     want = trained(plain, lambda m, x: m(x))
     got = trained(saved, lambda m, x: checkpoint(m, x, use_reentrant=reentrant))
     torch.testing.assert_close(state(saved), state(plain))
     torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("reentrant", [True, False], ids=["reentrant", "not-reentrant"])
+@pytest.mark.parametrize("order", ["first-to-last", "last-to-first", "at-once"])
+@EVERY_KIND
+def test_several_batches_may_wait_for_their_backward(make, order, reentrant):
+    batches = [randn(8, 3, seed=s) * 2 + s for s in range(4)]
+    found = []
+    for call in (lambda m, x: m(x), lambda m, x: checkpoint(m, x, use_reentrant=reentrant)):
+        layer = grown(make())
+        inputs = [x.clone().requires_grad_() for x in batches]
+        losses = [(call(layer, x) * randn(8, 3, seed=9)).tanh().sum() for x in inputs]
+        if order == "at-once":
+            sum(losses).backward()
+        else:
+            for loss in losses if order == "first-to-last" else losses[::-1]:
+                loss.backward()
+        grads = {n: p.grad for n, p in layer.named_parameters()}
+        found.append({"x": torch.stack([x.grad for x in inputs]), **grads, **state(layer)})
+    torch.testing.assert_close(found[1], found[0])
+
+
+@pytest.mark.parametrize("reentrant", [True, False], ids=["reentrant", "not-reentrant"])
+def test_one_batch_may_pass_twice_and_be_recomputed_twice(reentrant):
+    found = []
+    for call in (lambda m, x: m(x), lambda m, x: checkpoint(m, x, use_reentrant=reentrant)):
+        layer, x = grown(KINDS["BatchRenorm1d"]()), X.clone().requires_grad_()
+        y = [call(layer, x).tanh() for _ in range(2)]
+        loss = (y[0] * randn(8, 3, seed=5) + y[1] * randn(8, 3, seed=6)).sum()
+        loss.backward(retain_graph=not reentrant)
+        if not reentrant:
+            loss.backward()
+        found.append({"x": x.grad, **{n: p.grad for n, p in layer.named_parameters()}})
+    torch.testing.assert_close(found[1], found[0])
 
 
 def test_checkpointing_twice_nested_counts_a_batch_once():

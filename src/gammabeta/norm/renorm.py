@@ -14,6 +14,7 @@ from gammabeta.norm.functional import Stats, normalize
 from gammabeta.norm.kernels.eager import per_channel
 from gammabeta.norm.kernels.tracing import referable
 from gammabeta.norm.layers import check_dims
+from gammabeta.norm.recomputed import recalled, remember
 from gammabeta.norm.updates import batch_weight, moved, updates_allowed
 
 
@@ -106,7 +107,7 @@ class _BatchRenorm(_NormBase):
         if x.numel() == 0:
             return normed.to(x.dtype)
         with torch.no_grad():
-            r, d = self._correction(x, *batch)
+            r, d = self._used(x, batch)
             if updates_allowed():
                 self.num_batches_tracked.add_(1)
                 momentum = batch_weight(self.momentum, self.num_batches_tracked, self.running_mean)
@@ -117,6 +118,14 @@ class _BatchRenorm(_NormBase):
         bias = bias if self.bias is None else bias + self.bias
         scaled = normed * per_channel(weight, x) + per_channel(bias, x)
         return scaled.to(x.dtype)
+
+    def _used(self, x: Tensor, batch: Stats) -> tuple[Tensor, ...]:
+        """Return r and d, which are those of the first time where checkpointing runs it again."""
+        used = recalled(self, batch)
+        if used is None:
+            used = self._correction(x, *batch)
+            remember(self, batch, used)
+        return used
 
     def _correction(self, x: Tensor, mean: Tensor, unbiased: Tensor) -> tuple[Tensor, Tensor]:
         count = x.numel() // x.shape[1]

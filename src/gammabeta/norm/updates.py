@@ -40,11 +40,12 @@ def no_stats_update() -> Iterator[None]:
 
 def updates_allowed() -> bool:
     """Tell whether a training forward, running now, counts as a new batch."""
-    if torch.compiler.is_compiling():
-        return _allowed.get()
-    # The mark that torch.utils.checkpoint itself goes by: a backward pass is running here.
-    recomputing = torch._C._current_graph_task_id() != -1
-    return _allowed.get() and not recomputing
+    return _allowed.get() and (torch.compiler.is_compiling() or not recomputing())
+
+
+def recomputing() -> bool:
+    """Tell whether a backward pass is running here: the mark that checkpointing itself goes by."""
+    return torch._C._current_graph_task_id() != -1
 
 
 def batch_weight(momentum: float | None, count: Tensor | None, like: Tensor) -> float | Tensor:
