@@ -20,6 +20,7 @@ LEVELS = {
     "gammabeta.files": 1,
     "gammabeta.moments": 1,
     "gammabeta.runtime": 1,
+    "gammabeta.extras": 1,
     "gammabeta.data": 2,
     "gammabeta.norm": 2,
     "gammabeta.models": 3,

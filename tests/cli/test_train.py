@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -170,6 +171,13 @@ def test_a_folder_that_cannot_be_made_is_refused_before_data_is_read(capsys, tmp
     (tmp_path / "runs").write_text("in the way of every default")
     answer = call(capsys, *QUICK)
     assert "runs: cannot be made into a run folder: Not a directory" in answer.error
+    assert answer.out == ""
+
+
+def test_tensorboard_that_is_missing_is_said_before_data_is_read(capsys, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    answer = call(capsys, *QUICK, "--tensorboard")
+    assert "tensorboard is not installed; pip install '.[tensorboard]' in a clone" in answer.error
     assert answer.out == ""
 
 

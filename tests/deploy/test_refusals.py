@@ -162,7 +162,7 @@ def test_without_the_extra_the_command_that_installs_it_is_named(package, tmp_pa
     for name in [n for n in sys.modules if n.split(".")[0] == package]:
         monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.setattr(builtins, "__import__", missing)
-    message = rf"{package} is not installed; pip install 'gammabeta\[export\]'"
+    message = rf"{package} is not installed; pip install '.\[export\]' in a clone"
     with pytest.raises(GammabetaError, match=message):
         export(nn.Linear(3, 2), tmp_path / "model.onnx", torch.ones(2, 3))
     export(nn.Linear(3, 2), tmp_path / "model.pt2", torch.ones(2, 3))

@@ -13,6 +13,7 @@ from gammabeta.cli import options
 from gammabeta.cli.naming import program
 from gammabeta.cli.streams import stop_requests
 from gammabeta.cli.summary import Clock, conclude, document
+from gammabeta.extras import require
 
 if TYPE_CHECKING:
     from gammabeta.cli.console import Screen
@@ -133,6 +134,8 @@ def train(
     from gammabeta.cli.console import open_console, print_json
 
     console = open_console(as_json, quiet)
+    if tensorboard:
+        require("tensorboard")
     if resume is None:
         run, dataset = _begin(console, context.params)
     else:

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from gammabeta.data.dataset import Normalization
 from gammabeta.deploy.capture import capture
 from gammabeta.deploy.exported import Exported
-from gammabeta.deploy.extra import PACKAGES, require
 from gammabeta.deploy.job import Job, refuse_existing
 from gammabeta.deploy.metadata import Metadata
 from gammabeta.deploy.prepare import evaluating, plain
@@ -22,6 +21,7 @@ from gammabeta.deploy.preprocess import Preprocess, Preprocessed
 from gammabeta.deploy.quantize import Calibration, samples
 from gammabeta.deploy.verify import CHUNK, Expectation, expect
 from gammabeta.errors import GammabetaError
+from gammabeta.extras import require
 from gammabeta.surgery.report import Report
 
 SUFFIXES = (".onnx", ".pt2")
@@ -129,7 +129,7 @@ def check_target(path: Path, *, int8: bool = False) -> Path:
     if not path.parent.is_dir():
         raise GammabetaError(f"{path}: there is no folder {path.parent}; make it first")
     if path.suffix == ".onnx":
-        require(*PACKAGES)
+        require("export")
     return path
 
 

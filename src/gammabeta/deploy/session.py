@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from gammabeta.data.dataset import Normalization
 from gammabeta.deploy import metadata
-from gammabeta.deploy.extra import require
 from gammabeta.deploy.onnx_file import graphs
 from gammabeta.errors import GammabetaError
+from gammabeta.extras import require
 
 BYTES = Normalization((0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255))
 """The scaling after which a byte is itself again, to within rounding."""
@@ -62,7 +62,7 @@ def open_onnx(path: Path, threads: int | None = None) -> OnnxModel:
         GammabetaError: If the file is missing, damaged, reads other files, or does not say what
             its images and classes are; or if onnxruntime is not installed.
     """
-    require("onnx", "onnxruntime")
+    require("export", "onnx", "onnxruntime")
     content = read_file(path)
     proto = parse(content, path)
     entries = {entry.key: entry.value for entry in proto.metadata_props}

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gammabeta.errors import GammabetaError, RunError
+from gammabeta.errors import RunError
+from gammabeta.extras import require
 from gammabeta.files import write_atomically
 
 LOG_EVERY = 100
@@ -134,12 +135,9 @@ class TensorBoard:
     """
 
     def __init__(self, folder: Path, step: int) -> None:
-        try:
-            from torch.utils.tensorboard.writer import SummaryWriter
-        except ImportError:
-            raise GammabetaError(
-                "--tensorboard needs a package: pip install 'gammabeta[tensorboard]'"
-            ) from None
+        require("tensorboard")
+        from torch.utils.tensorboard.writer import SummaryWriter
+
         self.writer = SummaryWriter(str(folder), purge_step=step)
 
     def __call__(self, event: Event) -> None:
