@@ -1,4 +1,4 @@
-"""Whole training steps of torchvision's models after ``accelerate``, against eager channels-last.
+"""Whole training steps of known models after ``accelerate``, against eager in both layouts.
 
     python -m benchmarks.models [NAME ...]
 
@@ -8,21 +8,33 @@ Random weights and images; cross entropy, SGD with momentum, as ``gammabeta trai
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from benchmarks import rivals
 from benchmarks.harness import print_table, save_rows
 from gammabeta.bench.jobs import step_job
 from gammabeta.bench.models import build
-from gammabeta.bench.subjects import EAGER_LAST, OURS, accelerated, named
+from gammabeta.bench.subjects import EAGER_LAST, EAGER_NCHW, OURS, Subject, accelerated, named
 from gammabeta.bench.tasks import random_images
 
-IMAGE_SIZES = {"mobilenet_v2": 96, "resnet18": 64, "resnet50": 96, "densenet121": 64}
+IMAGE_SIZES = {
+    "torchvision:mobilenet_v2": 96,
+    "torchvision:resnet18": 64,
+    "torchvision:resnet50": 96,
+    "torchvision:densenet121": 64,
+    "timm:regnetx_002": 96,
+    "timm:efficientnet_b0": 96,
+}
 
 
-def chains(model: nn.Module) -> int:
+AS_BUILT = Subject("gammabeta, NCHW weights", torch.contiguous_format, of_model=accelerated)
+
+
+def chains(model: nn.Module, images: Tensor) -> int:
     """Count what ``accelerate`` fuses."""
-    return sum(entry.what.startswith("fused") for entry in accelerated(model).gammabeta_report.done)
+    fast = accelerated(model)
+    fast(images)
+    return sum(entry.what.startswith("fused") for entry in fast.gammabeta_report.done)
 
 
 def main() -> None:
@@ -32,15 +44,16 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=32)
     options = parser.parse_args()
     machine = rivals.start()
+    subjects = (*named(EAGER_NCHW, EAGER_LAST, OURS), AS_BUILT)
     rows: list[dict[str, object]] = []
     for precision in rivals.precisions(options):
         for name in options.names:
             size = IMAGE_SIZES.get(name, 64)
-            model = build(f"torchvision:{name}", size)
+            model = build(name, size)
             images = random_images(options.batch_size, size, torch.channels_last)
-            job = step_job(name, model, images, precision, named(EAGER_LAST, OURS))
+            job = step_job(name, model, images, precision, subjects)
             measured = rivals.run(job, options.rounds)
-            batch = {"batch": options.batch_size, "pixels": size, "fused": chains(model)}
+            batch = {"batch": options.batch_size, "pixels": size, "fused": chains(model, images)}
             rows += [batch | row for row in rivals.rows_of(job, measured, machine)]
     print_table(rows)
     save_rows("models", rows)
