@@ -18,6 +18,7 @@ LEVELS = {
     "gammabeta.equations": 0,
     "gammabeta.equations_act": 1,
     "gammabeta.files": 1,
+    "gammabeta.memory": 1,
     "gammabeta.moments": 1,
     "gammabeta.runtime": 1,
     "gammabeta.extras": 1,

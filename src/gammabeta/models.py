@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gammabeta.errors import GammabetaError
+from gammabeta.memory import require
 from gammabeta.norm.act import BatchNormAct1d, BatchNormAct2d
 from gammabeta.norm.activation import Epilogue
 
@@ -22,6 +23,8 @@ DROPOUT = 0.5
 """Share of the 1024 hidden units that the variants with Dropout drop before the last layer."""
 GRID = 4
 """Side of the largest feature map that ``fc1`` reads: that of images of 32 pixels."""
+FLOAT = 4
+"""Bytes of a float32."""
 GROUPS = 32
 """Groups of the variant with group norm (Wu and He 2018, arXiv:1803.08494, section 3.1)."""
 
@@ -41,7 +44,8 @@ class Net(nn.Module):
     Shapes: input (N, 3, image_size, image_size), output (N, num_classes).
 
     Raises:
-        GammabetaError: If ``image_size`` is not a positive multiple of 8.
+        GammabetaError: If ``image_size`` is not a positive multiple of 8, or so large that the
+            weights, or the first layer's output for a single image, would not fit into memory.
 
     Example:
         >>> net = Net()
@@ -69,7 +73,10 @@ class Net(nn.Module):
         self.bn3 = BatchNormAct2d(256, pool=2)
         side = image_size // 8
         self.grid = None if grid is None or side <= grid else grid
-        self.fc1 = nn.Linear(256 * (self.grid or side) ** 2, 1024)
+        features = 256 * (self.grid or side) ** 2
+        if torch.get_default_device().type == "cpu":
+            _require(max(FLOAT * 1024 * features, FLOAT * 64 * image_size**2), image_size)
+        self.fc1 = nn.Linear(features, 1024)
         self.bn4 = BatchNormAct1d(1024)
         self.fc2 = nn.Linear(1024, num_classes)
 
@@ -83,6 +90,30 @@ class Net(nn.Module):
         x = self.bn4(self.fc1(torch.flatten(x, 1)))
         logits: Tensor = self.fc2(x)
         return logits
+
+
+def require_memory(image_size: int, batch_size: int) -> None:
+    """Refuse a training for which memory is short.
+
+    Counted is what is needed at the least: the first convolution's output, and its gradient.
+
+    Args:
+        image_size: Height and width of the images, in pixels.
+        batch_size: Images in a step.
+
+    Raises:
+        GammabetaError: With what it needs and what there is.
+    """
+    _require(2 * FLOAT * 64 * image_size**2 * batch_size, image_size, batch_size)
+
+
+def _require(needed: int, image_size: int, batch_size: int = 0) -> None:
+    require(
+        needed,
+        f"the network for images of {image_size}x{image_size} pixels"
+        + (f" in batches of {batch_size}" if batch_size else ""),
+        "choose a smaller --image-size" + (" or --batch-size" if batch_size > 2 else ""),
+    )
 
 
 class _GroupNorm(nn.GroupNorm):

@@ -13,6 +13,7 @@ from gammabeta.bench.report import FLOORS, Report, Row, describe_machine, make_r
 from gammabeta.bench.subjects import Subject
 from gammabeta.bench.tasks import Task
 from gammabeta.errors import GammabetaError
+from gammabeta.memory import ran_out
 from gammabeta.runtime import Runtime
 
 Progress = Callable[[str, float], None]
@@ -43,8 +44,8 @@ def bench(settings: Settings, machine: Runtime, progress: Progress = lambda *_: 
         progress("copy bandwidth", 0.0)
         header = describe_machine(machine, copy_bandwidth())
         rows, left_out = _run_all(jobs, settings, began, progress)
-    except RuntimeError as error:
-        if "allocate memory" not in str(error):
+    except (MemoryError, RuntimeError) as error:
+        if not ran_out(error):
             raise
         raise GammabetaError(
             f"no memory for {settings.model} at --batch-size {batch_size} --image-size "

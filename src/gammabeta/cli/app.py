@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from gammabeta import __version__
+from gammabeta import __version__, memory
 from gammabeta.cli import (
     bench,
     compare,
@@ -91,4 +91,12 @@ def _run() -> None:
         if "--debug" in sys.argv:
             raise
         print(f"gammabeta: error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except (MemoryError, RuntimeError) as error:
+        if "--debug" in sys.argv or not memory.ran_out(error):
+            raise
+        print(
+            "gammabeta: error: memory ran out; choose a smaller --batch-size or --image-size",
+            file=sys.stderr,
+        )
         sys.exit(2)

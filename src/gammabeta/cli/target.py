@@ -17,6 +17,7 @@ from gammabeta.cli.source import Place, open_run, read_data
 from gammabeta.data import load
 from gammabeta.data.loader import Loader
 from gammabeta.errors import GammabetaError
+from gammabeta.memory import require
 from gammabeta.training.evaluate import eval_mode
 from gammabeta.training.weights import load_into
 
@@ -87,6 +88,7 @@ def open_target(
     notes = load_into(model, weights) if weights else []
     size = image_size or native_size(model)
     if data is None:
+        _require_memory(batch_size, size)
         images = torch.randn(
             (batch_size, 3, size, size), generator=torch.Generator().manual_seed(0)
         )
@@ -147,10 +149,20 @@ def _batch(
     """Draw images without replacement, the same ones every time, unaugmented."""
     from gammabeta.data.dataset import Split
 
+    _require_memory(min(size, len(split)), dataset.image_size)
     chosen = np.random.default_rng(0).permutation(len(split))[:size]
     drawn = Split(np.ascontiguousarray(split.images[chosen]), split.labels[chosen])
     scaling = run.config.normalization if run else dataset.normalization
     return next(Loader(drawn, size, scaling).epoch(0))
+
+
+def _require_memory(count: int, size: int) -> None:
+    """Refuse images that would not fit as float32, in three channels."""
+    require(
+        count * size**2 * 3 * 4,
+        f"{count} images of {size}x{size} pixels",
+        "choose a smaller --image-size or --batch-size",
+    )
 
 
 def _population(dataset: Dataset, run: Run | None = None) -> Iterator[Tensor]:

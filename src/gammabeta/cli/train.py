@@ -157,7 +157,8 @@ def _begin(console: Screen, given: dict[str, Any]) -> tuple[Run, Dataset]:
     from gammabeta.cli.console import data_progress
     from gammabeta.cli.source import say
     from gammabeta.data import load
-    from gammabeta.models import GRID
+    from gammabeta.data.image import check_image_size
+    from gammabeta.models import GRID, require_memory
     from gammabeta.training.recipe import RECIPES, resolve
     from gammabeta.training.run import Config, Run, fresh_path, refuse_occupied, refuse_unwritable
 
@@ -172,6 +173,10 @@ def _begin(console: Screen, given: dict[str, Any]) -> tuple[Run, Dataset]:
     name = given["data"]
     data = name if name in {"cifar10", "digits"} else str(Path(name).absolute())
     root = str(given["root"].absolute()) if given["root"] else None
+    check_image_size(given["image_size"])
+    on_cpu = machine.device == "cpu"
+    if on_cpu:  # batch norm needs two images, whatever data there is
+        require_memory(given["image_size"], min(recipe.batch_size, 2))
     with data_progress(console) as progress:
         dataset = load(
             data,
@@ -180,6 +185,8 @@ def _begin(console: Screen, given: dict[str, Any]) -> tuple[Run, Dataset]:
             skip_unreadable=given["skip_unreadable"],
             progress=progress,
         )
+    if on_cpu:
+        require_memory(dataset.image_size, min(recipe.batch_size, len(dataset.train)))
     config = Config(
         data=data,
         root=root,

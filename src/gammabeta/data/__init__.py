@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 
 from gammabeta.data.dataset import (
@@ -86,16 +87,39 @@ def load(
         digits = load_digits(image_size)
         return only(digits, measure) if measure else digits
     if not Path(data).exists():
+        hint = f"; for the data set of that name: --data {known}" if (known := _known(data)) else ""
         raise DataError(
-            f"{data!r} is no data set: name cifar10, digits or a folder of images that exists"
+            f"{data!r} is no data set: name cifar10, digits or a folder of images that exists{hint}"
         )
     from gammabeta.data.folder import load_folder
 
-    return load_folder(
-        Path(data),
-        image_size=image_size,
-        skip_unreadable=skip_unreadable,
-        files=files,
-        measure=measure,
-        progress=progress,
-    )
+    try:
+        return load_folder(
+            Path(data),
+            image_size=image_size,
+            skip_unreadable=skip_unreadable,
+            files=files,
+            measure=measure,
+            progress=progress,
+        )
+    except DataError as error:
+        _hint_at_cifar(Path(data), error)
+        raise
+
+
+def _known(data: str) -> str | None:
+    """Return the data set that a name means in another spelling: CIFAR10, cifar-10, Digits."""
+    name = "".join(c for c in Path(data).name.casefold() if c.isalnum())
+    return {"cifar": "cifar10", "digit": "digits"}.get(name, name if name in DATA_SETS else None)
+
+
+def _hint_at_cifar(folder: Path, error: DataError) -> None:
+    """Raise in place of an error about class folders where the folder holds CIFAR-10's files."""
+    from gammabeta.data.cifar import holds_cifar10
+    from gammabeta.data.image import printable
+
+    if holds_cifar10(folder):
+        raise DataError(
+            f"{printable(folder)} holds CIFAR-10's own files, not images: "
+            f"use --data cifar10 --root {shlex.quote(printable(folder))}"
+        ) from error

@@ -117,6 +117,15 @@ def _parts(measure: str | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return (), {"train": TRAIN, "all": TRAIN + TEST}.get(measure, TEST)
 
 
+def holds_cifar10(folder: Path) -> bool:
+    """Return whether a folder, or one of those below it, has an official file of CIFAR-10."""
+    names = {name for form in FORMS for name in (*form.names, form.archive)}
+    try:
+        return any(names & files for files in _look(folder).values())
+    except OSError:
+        return False
+
+
 def _look(root: Path) -> dict[Path, set[str]]:
     """Map ``root`` and folders below it to their files' names, in the order of search."""
     found: dict[Path, set[str]] = {}

@@ -13,12 +13,15 @@ from PIL import Image
 
 from gammabeta.data.dataset import Augmentation, Dataset, Split
 from gammabeta.data.image import check_image_size
+from gammabeta.memory import require
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
 TEST_IMAGES = 360
 SHADES = 16
+BYTES_PER_PIXEL = 8
+"""Resized, stacked, repeated for three channels, and copied into the splits."""
 
 
 def load_digits(image_size: int = 32) -> Dataset:
@@ -35,7 +38,7 @@ def load_digits(image_size: int = 32) -> Dataset:
         another sign.
 
     Raises:
-        DataError: If ``image_size`` is not a positive multiple of 8.
+        GammabetaError: If ``image_size`` is not a positive multiple of 8, or memory is short.
 
     References:
         Alpaydin and Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning
@@ -51,6 +54,11 @@ def load_digits(image_size: int = 32) -> Dataset:
 
     check_image_size(image_size)
     grey, target = bundled_digits(return_X_y=True)
+    require(
+        len(target) * image_size**2 * BYTES_PER_PIXEL,
+        f"{len(target)} digits of {image_size}x{image_size} pixels",
+        "choose a smaller --image-size",
+    )
     images = _enlarge(grey.reshape(-1, 8, 8), image_size)
     labels = target.astype(np.int64)
     train, test = train_test_split(

@@ -8,7 +8,6 @@ one array, so that both splits are views of it.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +19,7 @@ from gammabeta.data.decode import Decoded, decode_in_memory, decode_to_cache
 from gammabeta.data.image import check_image_size, printable
 from gammabeta.data.layout import plan_splits
 from gammabeta.errors import DataError
+from gammabeta.memory import available_bytes
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -76,7 +76,9 @@ def load_folder(
     """
     check_image_size(image_size)
     plan = plan_splits(Path(directory), seed, files, measure)
-    limit = _half_of_free_memory() if memory_limit is None else memory_limit
+    limit = memory_limit
+    if limit is None and (free := available_bytes()) is not None:
+        limit = free // 2
     if limit is None or len(plan.files) * image_size * image_size * 3 <= limit:
         decoded = decode_in_memory(plan.files, image_size, progress)
     else:
@@ -191,17 +193,3 @@ def _unreadable(plan: Plan, decoded: Decoded) -> str:
     ]
     more = len(decoded.unreadable) - len(named)
     return ", ".join(named) + (f" and {more} more" if more else "")
-
-
-def _half_of_free_memory() -> int | None:
-    """Return half of the memory that can be had without swapping; None if the system is silent."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        available = next(line for line in lines if line.startswith("MemAvailable"))
-        return int(available.split()[1]) * 1024 // 2
-    except (OSError, StopIteration):
-        pass
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    except (AttributeError, OSError, ValueError):
-        return None

@@ -8,6 +8,7 @@ them, the memory that decoding takes is bounded, for all threads together, and e
 
 from __future__ import annotations
 
+import math
 import os
 import stat
 import threading
@@ -52,6 +53,8 @@ MEMORY_LIMIT = 1_500_000_000
 """Bytes that decoding may take, in all threads together; a picture that needs more is refused."""
 BYTES_PER_PIXEL = 16
 """What a decoded pixel takes at worst: RGBA, white paper, RGB, and the same turned upright."""
+MAX_IMAGE_SIZE = math.isqrt(MEMORY_LIMIT // BYTES_PER_PIXEL) // 8 * 8
+"""Side of the largest square that the limit allows, a multiple of 8."""
 JPEG_SCALES = (1, 2, 4, 8)
 
 
@@ -91,13 +94,18 @@ def printable(path: Path | str) -> str:
 
 
 def check_image_size(image_size: int) -> None:
-    """Refuse a side length that the networks cannot halve three times.
+    """Refuse a side length that the networks cannot halve three times, or no picture may have.
 
     Raises:
-        DataError: If ``image_size`` is not a positive multiple of 8.
+        DataError: If ``image_size`` is not a positive multiple of 8, or over ``MAX_IMAGE_SIZE``.
     """
     if image_size < 8 or image_size % 8:
         raise DataError(f"image size must be a positive multiple of 8 such as 32, got {image_size}")
+    if image_size > MAX_IMAGE_SIZE:
+        raise DataError(
+            f"image size is {image_size}, but must be at most {MAX_IMAGE_SIZE}: a larger picture "
+            f"takes more than {MEMORY_LIMIT / 1e9:g} GB to make"
+        )
 
 
 def read_image(path: Path, image_size: int) -> npt.NDArray[np.uint8]:

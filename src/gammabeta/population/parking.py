@@ -12,13 +12,13 @@ import os
 import tempfile
 import weakref
 from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from gammabeta.errors import GammabetaError
+from gammabeta.memory import available_bytes
 
 _LEAST = 1 << 16
 """Bytes below which a tensor is not worth a place on disk."""
@@ -158,8 +158,4 @@ def _map_file(size: int) -> Tensor:
 
 
 def _default_budget() -> int:
-    with suppress(OSError, ValueError, IndexError):
-        text = Path("/proc/meminfo").read_text(encoding="ascii")
-        available = int(text.partition("MemAvailable:")[2].split()[0]) << 10
-        return max(available // 4, _SMALLEST_BUDGET)
-    return _SMALLEST_BUDGET
+    return max((available_bytes() or 0) // 4, _SMALLEST_BUDGET)

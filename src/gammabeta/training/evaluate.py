@@ -22,6 +22,9 @@ from gammabeta.data.loader import Loader
 
 BATCH_SIZE = 128
 """Images a forward pass; more would set the peak of a training's memory, not its speed."""
+BATCH_BYTES = 2**30
+BYTES_PER_PIXEL = 600
+"""Memory of a forward pass at most, of which the network takes about so much a pixel."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +74,16 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
+def images_at_once(image_size: int, most: int) -> int:
+    """Return how many images a forward pass may take: ``most``, fewer of large images.
+
+    Example:
+        >>> images_at_once(32, 128), images_at_once(1024, 128)
+        (128, 1)
+    """
+    return max(1, min(most, BATCH_BYTES // (BYTES_PER_PIXEL * image_size**2)))
+
+
 def evaluate(
     model: nn.Module,
     split: Split,
@@ -85,10 +98,11 @@ def evaluate(
         model: Maps (N, 3, H, W) to logits (N, K).
         split: Images and labels.
         normalization: The scaling that the model was trained with.
-        batch_size: Images a forward pass.
+        batch_size: Images a forward pass; fewer are taken if they are large.
         on_batch: Called after each batch with the images done and their total; may raise.
     """
     device = _device(model)
+    batch_size = images_at_once(split.images.shape[1], batch_size)
     loader = Loader(split, batch_size, normalization)
     predicted: list[Tensor] = []
     loss = 0.0

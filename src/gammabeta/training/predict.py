@@ -17,12 +17,9 @@ from gammabeta.data.image import printable
 from gammabeta.data.loader import Loader
 from gammabeta.data.tree import is_image, visible_files
 from gammabeta.errors import DataError
-from gammabeta.training.evaluate import eval_mode
+from gammabeta.training.evaluate import eval_mode, images_at_once
 
 BATCH_SIZE = 250
-BATCH_BYTES = 2**30
-BYTES_PER_PIXEL = 600
-"""Images in a forward pass at most, and memory, of which the network takes so much a pixel."""
 
 
 class Labels(Protocol):
@@ -86,7 +83,7 @@ def predict(
         except DataError as error:
             files.append(path)
             errors[path] = str(error)
-    size = max(1, min(BATCH_SIZE, BATCH_BYTES // (BYTES_PER_PIXEL * labels.image_size**2)))
+    size = images_at_once(labels.image_size, BATCH_SIZE)
     for start in range(0, len(files), size):
         yield from _predict_batch(model, labels, files[start : start + size], errors, top)
 
