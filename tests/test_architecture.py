@@ -22,6 +22,7 @@ LEVELS = {
     "gammabeta.moments": 1,
     "gammabeta.runtime": 1,
     "gammabeta.extras": 1,
+    "gammabeta.schema": 1,
     "gammabeta.data": 2,
     "gammabeta.norm": 2,
     "gammabeta.models": 3,
@@ -95,5 +96,14 @@ def test_importing_the_package_loads_nothing_heavy():
     code = "import gammabeta, sys; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     heavy = {"torch", "torchvision", "sklearn", "matplotlib", "PIL", "numpy", "typer", "rich"}
-    heavy |= {"jinja2", "numba", "plotly", "onnx", "onnxruntime", "onnxscript", "greenlet"}
+    heavy |= {
+        "jinja2",
+        "numba",
+        "plotly",
+        "onnx",
+        "onnxruntime",
+        "onnxscript",
+        "greenlet",
+        "pydantic",
+    }
     assert not heavy & set(done.stdout.split())

@@ -17,6 +17,7 @@ from gammabeta.files import (
     NO_SEAL,
     folder_beside,
     is_intact,
+    keep_as,
     leftovers,
     seal,
     sweep,
@@ -157,6 +158,18 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path):
         (stage / "config.json").write_text("{}")
         stage.rename(tmp_path / "run")
     assert [p.name for p in tmp_path.rglob("*")] == ["run", "config.json"]
+
+
+def test_a_file_is_kept_under_a_second_name_also_if_it_has_that_already(tmp_path):
+    path, other = tmp_path / "state.pt", tmp_path / "previous.pt"
+    for content in (b"one", b"two"):
+        write_atomically(path, lambda file, content=content: file.write(content))
+        for _ in range(2):
+            keep_as(path, other)
+            assert other.read_bytes() == content
+    write_atomically(path, lambda file: file.write(b"three"))
+    assert other.read_bytes() == b"two"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["previous.pt", "state.pt"]
 
 
 @pytest.mark.parametrize("at", [0, 7, 93])

@@ -19,7 +19,7 @@ from gammabeta.cli import app
 from gammabeta.data import Augmentation, Dataset, Split, load
 from gammabeta.training.events import MetricsFile
 from gammabeta.training.recipe import Recipe
-from gammabeta.training.run import Config, Run
+from gammabeta.training.run import CONFIG, Config, Run, write_config
 from gammabeta.training.trainer import Trainer
 
 PROGRAM = (sys.executable, "-m", "gammabeta")
@@ -76,11 +76,15 @@ def make_run(path: Path, dataset: Dataset, *, precision: str = "fp32", **recipe:
     return Run.create(path, config)
 
 
+def reconfigure(path: Path, **fields: Any) -> None:
+    """Write a run's configuration anew with other values, as if it had been begun so."""
+    write_config(path / CONFIG, dataclasses.replace(Run.open(path).config, **fields))
+
+
 def start(run: Run, dataset: Dataset, **options: Any) -> tuple[Trainer, MetricsFile]:
     """A trainer and its metrics file, as the command line puts them together."""
     trainer = Trainer(run, dataset, **options)
-    at = trainer.position
-    return trainer, MetricsFile(run.metrics, at.epoch, at.step)
+    return trainer, MetricsFile(run.metrics, trainer.records)
 
 
 @functools.cache

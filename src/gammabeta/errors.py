@@ -6,6 +6,8 @@ prints that line alone and exits with status 2; a library user catches :class:`G
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -30,6 +32,15 @@ class DamagedError(RunError):
             + (f"; {remedy}" if remedy else "")
         )
         self.path = path
+
+
+@contextmanager
+def advising(remedy: str) -> Iterator[None]:
+    """Say what to do about a damaged file that is read in the block."""
+    try:
+        yield
+    except DamagedError as error:
+        raise DamagedError(error.path, remedy) from None
 
 
 class NonFiniteLossError(GammabetaError):

@@ -93,6 +93,22 @@ def folder_beside(path: Path) -> Iterator[Path]:
             os.close(held)
 
 
+def keep_as(path: Path, other: Path) -> None:
+    """Give a file a second name, which outlives that the first is written anew; or copy it.
+
+    Where neither can be done, ``other`` stays as it was.
+    """
+    temporary = _temporary_name(other.parent)
+    with suppress(OSError):
+        try:
+            os.link(path, temporary)
+        except OSError:  # a file system on which a file has one name
+            shutil.copyfile(path, temporary)
+        temporary.replace(other)
+    with suppress(OSError):  # renaming does nothing where both are names of one file already
+        temporary.unlink()
+
+
 def _temporary_name(folder: Path) -> Path:
     """Return a name that :func:`sweep` knows as ours."""
     return folder / f".gammabeta-{secrets.token_hex(8)}.tmp"

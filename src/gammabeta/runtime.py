@@ -23,6 +23,9 @@ from gammabeta.errors import GammabetaError
 ALLOCATOR_SWITCH = "GAMMABETA_TUNE_ALLOCATOR"
 """Set this environment variable to 0 to leave the allocator as the system made it."""
 
+MOST_THREADS = 1 << 12
+"""Inside one operator: more is a slip of the pen, and torch would try to start them."""
+
 _MALLOPT = {"M_TRIM_THRESHOLD": -1, "M_TOP_PAD": -2, "M_MMAP_MAX": -4}  # glibc's malloc.h
 _BF16_FLAGS = ("avx512_bf16", "amx_bf16", "arm_bf16", "bf16")
 _KEEP_BYTES = 2**31 - 1  # mallopt takes an int: never give memory back below 2 GiB
@@ -64,12 +67,13 @@ def configure(precision: str = "auto", device: str = "auto", threads: int | None
         threads: Threads inside one operator; by default the cores this process may use.
 
     Raises:
-        GammabetaError: For an unknown precision, an absent device, or fewer than one thread.
+        GammabetaError: For an unknown precision, an absent device, or a number of threads out
+            of range.
     """
     chosen, reason = choose_precision(precision)
     threads = available_cores() if threads is None else threads
-    if threads < 1:
-        raise GammabetaError(f"threads is {threads}, but at least one must do the work")
+    if not 1 <= threads <= MOST_THREADS:
+        raise GammabetaError(f"threads is {threads}, but must be from 1 to {MOST_THREADS}")
     torch.set_num_threads(threads)
     return Runtime(threads, choose_device(device), chosen, reason, tune_allocator())
 

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from gammabeta import Net
 from gammabeta.training.evaluate import evaluate
 from gammabeta.training.weights import load_weights
-from training_helpers import call, digits, trained_run
+from training_helpers import call, digits, reconfigure, trained_run
 
 
 @pytest.fixture
@@ -198,14 +198,12 @@ def test_a_path_that_looks_like_markup_is_printed_as_it_is(run, capsys):
 
 
 def test_class_names_that_look_like_markup_are_printed_as_they_are(run, capsys):
-    config = json.loads((run / "config.json").read_text())
     for part in ("train", "test"):
         for name in "ab":
             folder = run.parent / "photos" / part / f"[{name}]"
             folder.mkdir(parents=True)
             Image.new("RGB", (9, 9)).save(folder / "1.png")
-    config |= {"classes": ["[a]", "[b]"], "data": str(run.parent / "photos")}
-    (run / "config.json").write_text(json.dumps(config))
+    reconfigure(run, classes=("[a]", "[b]"), data=str(run.parent / "photos"))
     torch.save(Net(2, 16).state_dict(), "two.pth")
     out = call(capsys, "evaluate", "run", "--weights", "two.pth").out
     assert "[a]" in out

@@ -24,7 +24,7 @@ from gammabeta.data import load
 from gammabeta.training.folder import newest_run
 from gammabeta.training.run import Run
 from gammabeta.training.weights import load_weights
-from training_helpers import call, digits, make_run, slice_of, start, trained_run
+from training_helpers import call, digits, make_run, reconfigure, slice_of, start, trained_run
 
 
 @pytest.fixture
@@ -223,8 +223,7 @@ def cifar_run(path, root):
         whole, train=slice_of(whole.train, 512), test=slice_of(whole.test, 64)
     )
     made = make_run(path, part, epochs=1, batch_size=128, lr=0.1)
-    config = path / "config.json"
-    config.write_text(config.read_text().replace('"data": "digits"', '"data": "cifar10"'))
+    reconfigure(path, data="cifar10")
     trainer, metrics = start(Run.open(path), part)
     trainer.fit([metrics])
     return made

@@ -25,7 +25,7 @@ from gammabeta.deploy import job as jobs
 from gammabeta.training import evaluate as measuring
 from gammabeta.training.checkpoint import save_model
 from gammabeta.training.run import Run
-from training_helpers import PROGRAM, call, environment, trained_run
+from training_helpers import PROGRAM, call, environment, reconfigure, trained_run
 
 
 @pytest.fixture
@@ -166,8 +166,7 @@ def photos(parent, names):
 
 def test_a_run_of_ones_own_images_names_no_path_in_the_file(run, capsys):
     photos(run.parent, [str(i) for i in range(10)])
-    config = json.loads((run / "config.json").read_text())
-    (run / "config.json").write_text(json.dumps(config | {"data": str(run.parent / "photos")}))
+    reconfigure(run, data=str(run.parent / "photos"))
     answer = call(capsys, "export", "run", "net.onnx")
     assert f"evaluate net.onnx --data {run.parent / 'photos'}\n" in answer.out
     assert str(run.parent).encode() not in (run.parent / "net.onnx").read_bytes()
@@ -205,8 +204,7 @@ def test_what_cannot_be_exported_is_one_line_and_no_file(words, message, run, ca
 
 
 def test_data_that_are_gone_are_an_error_that_says_what_to_do(run, capsys):
-    config = json.loads((run / "config.json").read_text())
-    (run / "config.json").write_text(json.dumps(config | {"data": "/gone/photos"}))
+    reconfigure(run, data="/gone/photos")
     error = call(capsys, "export", "run", "net.onnx").error
     assert "'/gone/photos' is no data set" in error
     assert "name their new place with --data" in error

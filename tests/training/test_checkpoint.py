@@ -15,6 +15,7 @@ from gammabeta import Net
 from gammabeta.errors import RunError
 from gammabeta.training.checkpoint import check_safetensors, load_state, save_model, save_state
 from gammabeta.training.weights import load_weights
+from training_helpers import leftovers
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +77,6 @@ def test_a_cut_off_file_is_refused(read, keep, net, tmp_path):
 def test_a_flipped_byte_in_a_model_is_refused(name, net, tmp_path):
     path, noise = tmp_path / name, random.Random(2)
     save_model(path, net)
-    check_safetensors(path)
     assert safetensors.torch.load_file(path).keys() == net.state_dict().keys()
     with path.open("r+b") as file:
         for _ in range(20):  # the first page is the header's, the rest is data
@@ -98,7 +98,8 @@ def flip(file, position):
 
 def test_every_flipped_byte_of_a_small_model_is_refused(tmp_path):
     path, net = tmp_path / "m.safetensors", nn.BatchNorm1d(3)
-    save_model(path, net)
+    save_model(path, net, 46)
+    assert check_safetensors(path, ours=True) == 46
     whole, noise = path.read_bytes(), random.Random(3)
     for position in range(len(whole)):
         damaged = bytearray(whole)
@@ -118,7 +119,7 @@ def test_models_of_others_have_no_checksum_and_are_read(net, tmp_path):
     for metadata in (None, {"format": "pt"}, {"sha256": "0" * 64}):
         tensors = {key: value.contiguous() for key, value in net.state_dict().items()}
         safetensors.torch.save_file(tensors, path, metadata)
-        check_safetensors(path)
+        assert check_safetensors(path) is None
         assert load_weights(path).keys() == net.state_dict().keys()
 
 
@@ -126,3 +127,12 @@ def test_the_same_model_gives_the_same_bytes(net, tmp_path):
     for name in ("a", "b"):
         save_model(tmp_path / name, net)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_the_state_before_is_kept_and_both_are_whole(tmp_path):
+    path, previous = tmp_path / "state.pt", tmp_path / "previous.pt"
+    for step in range(3):
+        save_state(path, {"step": step}, previous)
+        kept = load_state(previous)["step"] if previous.exists() else None
+        assert (load_state(path)["step"], kept) == (step, step - 1 if step else None)
+    assert leftovers(tmp_path) == []

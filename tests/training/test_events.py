@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 import sys
 
 import pytest
@@ -42,7 +44,7 @@ def path(tmp_path):
 
 
 def kept(path):
-    return [(r["kind"], r["step"]) for r in read_metrics(path)]
+    return [(r.kind, r.step) for r in read_metrics(path)]
 
 
 def test_a_record_holds_every_field_of_its_event(path):
@@ -50,11 +52,11 @@ def test_a_record_holds_every_field_of_its_event(path):
     assert first == {"kind": "step", "epoch": 1, "batch": 100, "step": 100, "loss": 0.01, "lr": 0.1,
                      "images_per_second": 9.0}  # fmt: skip
     assert last["kind"] == "epoch"
-    assert last.keys() - {"kind"} == set(EpochDone.__dataclass_fields__)
+    assert last.keys() == set(EpochDone.__dataclass_fields__)
 
 
 def test_a_record_is_on_the_disk_at_once_and_other_events_are_not_kept(path):
-    metrics = MetricsFile(path, epochs=2, steps=500)
+    metrics = MetricsFile(path, STORY)
     before = path.read_text()
     metrics(BatchDone(1, 1, 9, 1.0, 0.5, 0.1, 9.0))
     metrics(Evaluating(3, 4))
@@ -64,33 +66,59 @@ def test_a_record_is_on_the_disk_at_once_and_other_events_are_not_kept(path):
     assert json.loads(path.read_text().splitlines()[-1])["step"] == 550
 
 
-@pytest.mark.parametrize(
-    ("epochs", "steps", "records"),
-    [
-        (0, 0, []),
-        (0, 199, [("step", 100)]),
-        (0, 200, [("step", 100), ("step", 200)]),
-        (0, 250, [("step", 100), ("step", 200)]),
-        (1, 250, [("step", 100), ("step", 200), ("epoch", 250)]),
-        (1, 350, [("step", 100), ("step", 200), ("epoch", 250), ("step", 350)]),
-        (2, 500, [("step", 100), ("step", 200), ("epoch", 250), ("step", 350), ("step", 450),
-                  ("epoch", 500)]),
-    ],
-    ids=["start", "before a log", "at a log", "while measuring", "after an epoch", "mid-epoch",
-         "end"],
-)  # fmt: skip
-def test_records_after_the_resumed_checkpoint_are_cut_off(path, epochs, steps, records):
-    MetricsFile(path, epochs, steps)
-    assert kept(path) == records
+def test_a_file_begins_with_the_history_that_is_resumed(path):
+    whole = path.read_bytes()
+    MetricsFile(path, STORY[:4])
+    assert kept(path) == [("step", 100), ("step", 200), ("epoch", 250), ("step", 350)]
+    MetricsFile(path, STORY)
+    assert path.read_bytes() == whole
+    MetricsFile(path)
+    assert path.read_bytes() == b""
 
 
-def test_a_half_written_line_ends_the_records_and_is_cut_off(path):
+def test_a_half_written_line_is_left_out(path):
     whole = path.read_bytes()
     for missing in range(1, 40, 7):
         path.write_bytes(whole[: -1 - missing])
-        assert len(read_metrics(path)) == 5
-    MetricsFile(path, 2, 500)(done(2))
-    assert path.read_bytes() == whole
+        assert read_metrics(path) == STORY[:5]
+    path.write_bytes(whole[:-1])
+    assert read_metrics(path) == STORY, "only the end of the line is missing"
+    path.write_bytes(whole + bytes(100))
+    assert read_metrics(path) == STORY
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"step": "100"}, "step.step is '100', but should be a valid integer"),
+        ({"step": 1.5}, "step.step is 1.5, but should be a valid integer"),
+        ({"epoch": 0}, "step.epoch is 0, but should be greater than or equal to 1"),
+        ({"loss": "x"}, "step.loss is 'x', but should be a valid number"),
+        ({"loss": [1]}, r"step.loss is \[1\], but should be a valid number"),
+        ({"loss": math.nan}, "step.loss is nan, but should be a finite number"),
+        ({"lr": True}, "step.lr is True, but should be a valid number"),
+        ({"strange": 1}, "step.strange is unknown"),
+        ({"kind": "other"}, "it is .*, but tag 'other' found"),
+    ],
+    ids=str,
+)
+def test_a_line_with_another_value_than_ours_is_refused_by_number(change, reason, path):
+    lines = path.read_text().splitlines()
+    lines[1] = json.dumps(json.loads(lines[1]) | change)
+    path.write_text("\n".join(lines) + "\n")
+    with pytest.raises(RunError, match=rf"metrics\.jsonl: line 2: is damaged .*: {reason}"):
+        read_metrics(path)
+
+
+def test_null_stands_for_a_number_that_json_does_not_know(path):
+    odd = dataclasses.replace(STORY[0], loss=math.nan, images_per_second=math.inf)
+    MetricsFile(path, [odd, *STORY[1:]])
+    text = path.read_text()
+    assert [json.loads(s, parse_constant=pytest.fail) for s in text.splitlines()]
+    assert json.loads(text.splitlines()[0])["loss"] is None
+    first, *rest = read_metrics(path)
+    assert math.isnan(first.loss)
+    assert rest == STORY[1:]
 
 
 def test_a_missing_file_has_no_records(tmp_path):
@@ -98,7 +126,7 @@ def test_a_missing_file_has_no_records(tmp_path):
 
 
 def test_a_full_disk_names_the_file_and_the_way_on(path):
-    metrics = MetricsFile(path, 2, 500)
+    metrics = MetricsFile(path)
     path.unlink()
     path.symlink_to("/dev/full")
     with pytest.raises(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from gammabeta.training.events import EpochDone, LossLogged, MetricsFile
 from gammabeta.training.plots import plot_confusion, plot_curves
 from training_helpers import leftovers, trained_run
 
@@ -47,11 +49,19 @@ def test_one_epoch_is_enough(tmp_path, tmp_path_factory):
     picture(tmp_path / "a.png")
 
 
-@pytest.mark.parametrize("content", ["", '{"kind": "step", "step": 1, "loss": 2.0}\n'])
-def test_a_run_stopped_in_its_first_epoch_draws_nothing(content, tmp_path):
-    (tmp_path / "m.jsonl").write_text(content)
+@pytest.mark.parametrize("records", [[], [LossLogged(1, 100, 100, 2.0, 0.1, 9.0)]], ids=len)
+def test_a_run_stopped_in_its_first_epoch_draws_nothing(records, tmp_path):
+    MetricsFile(tmp_path / "m.jsonl", records)
     plot_curves(tmp_path / "m.jsonl", tmp_path / "a.png")
     assert not (tmp_path / "a.png").exists()
+
+
+def test_numbers_that_are_unknown_leave_gaps(tmp_path):
+    steps = [LossLogged(1, 100, 100, math.nan, 0.1, 9.0)]
+    epochs = [EpochDone(e, 3, 100 * e, 1.0, 0.5, math.nan, math.nan, 0.1, 9.0, 1.0) for e in (1, 2)]
+    MetricsFile(tmp_path / "m.jsonl", [*steps, *epochs])
+    plot_curves(tmp_path / "m.jsonl", tmp_path / "a.png")
+    picture(tmp_path / "a.png")
 
 
 @pytest.mark.parametrize("count", [2, 10, 40])

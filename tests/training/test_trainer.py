@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -12,7 +13,15 @@ import torch
 from gammabeta.data import Normalization, Split
 from gammabeta.errors import GammabetaError, NonFiniteLossError, RunError
 from gammabeta.training.checkpoint import load_state
-from gammabeta.training.events import BatchDone, EpochDone, Evaluating, LossLogged
+from gammabeta.training.events import (
+    BatchDone,
+    EpochDone,
+    Evaluating,
+    LossLogged,
+    MetricsFile,
+    read_metrics,
+)
+from gammabeta.training.run import Run
 from gammabeta.training.trainer import StoppedError, Trainer
 from gammabeta.training.weights import load_weights
 from training_helpers import digits, leftovers, make_run, slice_of, small, start, untimed
@@ -97,28 +106,122 @@ def test_a_complete_run_is_not_resumed(unbroken):
         Trainer(unbroken, small(), resume=True)
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda state: state.pop("optimizer"),
-        lambda state: state["position"].update(strange=1),
-        lambda state: state["model"].pop("fc2.bias"),
-        lambda state: state.update(random=torch.zeros(3, dtype=torch.uint8)),
-        lambda state: state.update(optimizer={}),
-        lambda state: state.update(position=None),
-    ],
-    ids=["no optimizer", "strange field", "no weight", "random state", "empty optimizer",
-         "no position"],
-)  # fmt: skip
-def test_a_state_that_does_not_fit_is_refused_by_name(damage, tmp_path):
-    run = make_run(tmp_path / "run", small(), **NUMBERS)
-    start(run, small())
+def position(**values):
+    return lambda state: state["position"].update(values)
+
+
+def momentum(change):
+    def damage(state):
+        entries = state["optimizer"]["state"]
+        entries[3]["momentum_buffer"] = change(entries[3]["momentum_buffer"])
+
+    return damage
+
+
+DAMAGE = {
+    "no optimizer": (lambda s: s.pop("optimizer"), "optimizer is missing"),
+    "empty optimizer": (lambda s: s.update(optimizer={}), "state is missing"),
+    "optimizer a list": (lambda s: s.update(optimizer=[1]), "optimizer is a list"),
+    "momentum of some": (lambda s: s["optimizer"]["state"].pop(2), "momentum of other parameters"),
+    "momentum of another": (lambda s: s["optimizer"]["state"].update({99: {}}), "other parameters"),
+    "momentum a number": (momentum(lambda _: 0.5), "momentum 3 is a float"),
+    "momentum of another shape": (momentum(lambda t: t[:2]), r"momentum 3 is torch.float32 \(2,"),
+    "momentum of another dtype": (momentum(torch.Tensor.double), "momentum 3 is torch.float64"),
+    "momentum sparse": (momentum(torch.Tensor.to_sparse), "momentum 3 is .*dense"),
+    "momentum nowhere": (momentum(lambda t: t.to("meta")), "momentum 3 is .*dense"),
+    "no weight": (lambda s: s["model"].pop("fc2.bias"), "model.fc2.bias is missing"),
+    "strange weight": (lambda s: s["model"].update(x=torch.ones(1)), "model.x is unknown"),
+    "weight of another shape": (
+        lambda s: s["model"].update({"fc2.bias": torch.ones(11)}), r"fc2.bias is .*\(11,\)",
+    ),
+    "weight of another dtype": (
+        lambda s: s["model"].update({"fc2.bias": torch.ones(10, dtype=torch.int32)}), "int32",
+    ),
+    "weight a string": (lambda s: s["model"].update({"fc2.bias": "x"}), "fc2.bias is a str"),
+    "model a number": (lambda s: s.update(model=3), "model is a int"),
+    "random state": (lambda s: s.update(random=torch.zeros(3, dtype=torch.uint8)), "random is"),
+    "random zeros": (lambda s: s["random"].zero_(), "mt19937"),
+    "strange part": (lambda s: s.update(strange=1), "strange is unknown"),
+    "no position": (lambda s: s.update(position=None), "position is None"),
+    "position a tensor": (lambda s: s.update(position=torch.ones(1)), "not JSON serializable"),
+    "strange field": (position(strange=1), "position.strange is unknown"),
+    "negative epoch": (position(epoch=-1), "position.epoch is -1, but should be greater"),
+    "huge step": (position(step=2**70), "position.step is"),
+    "half an epoch": (position(epoch=1.5), "position.epoch is 1.5, but should be a valid integer"),
+    "step in words": (position(step="6"), "position.step is '6'"),
+    "NaN seconds": (position(seconds=math.nan), "position.seconds is None"),
+    "another step": (position(step=9), "at step 9, but epoch 1, batch 1 is step 7"),
+    "beyond the end": (position(epoch=4, step=24), "has 3 epochs of 6 batches"),
+    "beyond an epoch": (position(batch=7, step=13), "has 3 epochs of 6 batches"),
+    "images in words": (lambda s: s.update(images="44"), "images is '44'"),
+    "records a number": (lambda s: s.update(records=3), "records is 3"),
+    "a record of another kind": (lambda s: s["records"].append({"kind": "x"}), "tag 'x'"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory):
+    """A run in its second epoch, after 7 steps."""
+    run = make_run(tmp_path_factory.mktemp("begun") / "run", small(), **NUMBERS)
+    trainer, metrics = start(run, small(), stop_requested=StopAfter(8))
+    with pytest.raises(StoppedError):
+        trainer.fit([metrics])
+    return run
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_state_with_other_values_than_ours_is_refused_by_name(kind, begun, tmp_path):
+    damage, reason = DAMAGE[kind]
+    shutil.copytree(begun.path, tmp_path / "run")
+    run = Run.open(tmp_path / "run")
     state = load_state(run.state)
     damage(state)
     torch.save(state, run.state)
-    with pytest.raises(RunError, match=r"state\.pt: does not continue this run") as refusal:
+    before = run.model.read_bytes()
+    with pytest.raises(
+        RunError, match=rf"state\.pt: (does not|is damaged).*: .*{reason}"
+    ) as refusal:
         Trainer(run, small(), resume=True)
     assert "\n" not in str(refusal.value)
+    assert run.model.read_bytes() == before
+
+
+def test_the_optimizers_numbers_are_the_recipes(begun, unbroken, tmp_path):
+    shutil.copytree(begun.path, tmp_path / "run")
+    run = Run.open(tmp_path / "run")
+    state = load_state(run.state)
+    for group in state["optimizer"]["param_groups"]:
+        group.update(momentum=0.0, maximize=True, nesterov=False, weight_decay=9.0, lr="x")
+    torch.save(state, run.state)
+    continue_to_the_end(run, small())
+    assert run.model.read_bytes() == unbroken.model.read_bytes()
+
+
+def test_momentum_laid_out_in_another_way_gives_the_same_bits(begun, unbroken, tmp_path):
+    shutil.copytree(begun.path, tmp_path / "run")
+    run = Run.open(tmp_path / "run")
+    state = load_state(run.state)
+    for entry in state["optimizer"]["state"].values():
+        entry["momentum_buffer"] = entry["momentum_buffer"].contiguous()
+    state["model"] = {key: value.contiguous() for key, value in state["model"].items()}
+    torch.save(state, run.state)
+    continue_to_the_end(run, small())
+    assert run.model.read_bytes() == unbroken.model.read_bytes()
+
+
+def test_a_state_of_an_older_version_continues_with_the_history_of_the_metrics_file(
+    begun, unbroken, tmp_path
+):
+    shutil.copytree(begun.path, tmp_path / "run")
+    run = Run.open(tmp_path / "run")
+    state = load_state(run.state)
+    del state["records"]
+    torch.save(state, run.state)
+    line = EpochDone(2, 3, 12, 1.0, 0.5, 1.0, 0.5, 0.1, 9.0, 1.0)  # after the checkpoint
+    MetricsFile(run.metrics, [*read_metrics(run.metrics), line])
+    continue_to_the_end(run, small())
+    assert run.model.read_bytes() == unbroken.model.read_bytes()
+    assert untimed(run.metrics) == untimed(unbroken.metrics)
 
 
 def assert_sound(run, step):
@@ -142,7 +245,7 @@ def test_an_exploding_loss_names_the_step_and_keeps_the_checkpoint(tmp_path):
 
 def test_broken_images_are_found_at_the_first_step(tmp_path):
     broken = dataclasses.replace(small(), normalization=Normalization(mean=(math.inf, 0.5, 0.5)))
-    run = make_run(tmp_path / "run", broken, **NUMBERS)
+    run = make_run(tmp_path / "run", small(), **NUMBERS)
     trainer, metrics = start(run, broken)
     with pytest.raises(NonFiniteLossError, match=r"at step 1 "):
         trainer.fit([metrics])

@@ -240,7 +240,15 @@ def _fit(
     from gammabeta.training.trainer import StoppedError, Trainer
 
     with stop_requests() as stop_requested:
-        trainer = Trainer(run, dataset, resume=resumed, stop_requested=stop_requested)
+        trainer = Trainer(
+            run,
+            dataset,
+            resume=resumed,
+            finish=not run.curves.exists(),
+            stop_requested=stop_requested,
+        )
+        if trainer.complete:
+            console.print("all epochs were trained; measuring, and writing what was left to write")
         if trainer.total_steps < FEW_STEPS:
             console.print(
                 f"note: {trainer.total_steps} steps in all are few: weights and running statistics "
@@ -249,7 +257,7 @@ def _fit(
         at = trainer.position
         if resumed:
             _save_changes(console, trainer)
-        listeners: list[Listener] = [MetricsFile(run.metrics, at.epoch, at.step)]
+        listeners: list[Listener] = [MetricsFile(run.metrics, trainer.records)]
         if tensorboard:
             board = partial(TensorBoard, run.tensorboard, at.step)
             listeners.append(SideListener("TensorBoard's events", board))

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gammabeta.errors import DataError
+from gammabeta.schema import STRICT
 
 Progress = Callable[[str, int, int], None]
 """Called during long work with what is being done, how much is done, and the total."""
@@ -63,6 +64,8 @@ class Augmentation:
 class Normalization:
     """Pixel scaling: ``(byte / 255 - mean) / std`` for each of the three channels."""
 
+    __pydantic_config__ = STRICT
+
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
 
@@ -76,6 +79,8 @@ class Files:
         test: The same for the test images.
         drawn: Whether the split was drawn by the program, not made by the folder.
     """
+
+    __pydantic_config__ = STRICT
 
     train: tuple[str, ...]
     test: tuple[str, ...]

@@ -7,18 +7,31 @@ progress bar, a log file and TensorBoard are all the same to it.
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Literal
+
+from pydantic import Field, ValidatorFunctionWrapHandler, WrapValidator
 
 from gammabeta.errors import RunError
 from gammabeta.extras import require
-from gammabeta.files import write_atomically
+from gammabeta.files import to_json, write_atomically
+from gammabeta.schema import STRICT, parse
 
 LOG_EVERY = 100
 """Batches between two logged losses, as in the tutorial."""
+
+
+def _or_null(value: object, number: ValidatorFunctionWrapHandler) -> object:
+    """Take null for a number that JSON does not know: NaN or infinity."""
+    return math.nan if value is None else number(value)
+
+
+Number = Annotated[int, Field(ge=1)]
+Real = Annotated[float, WrapValidator(_or_null)]
 
 
 @dataclass(frozen=True)
@@ -38,12 +51,15 @@ class BatchDone:
 class LossLogged:
     """Every ``LOG_EVERY`` batches: the mean loss since the last such event."""
 
-    epoch: int
-    batch: int
-    step: int
-    loss: float
-    lr: float
-    images_per_second: float
+    __pydantic_config__ = STRICT
+
+    epoch: Number
+    batch: Number
+    step: Number
+    loss: Real
+    lr: Real
+    images_per_second: Real
+    kind: Literal["step"] = "step"
 
 
 @dataclass(frozen=True)
@@ -58,19 +74,25 @@ class Evaluating:
 class EpochDone:
     """An epoch was trained and measured."""
 
-    epoch: int
-    epochs: int
-    step: int
-    train_loss: float
-    train_accuracy: float
-    test_loss: float
-    test_accuracy: float
-    lr: float
-    images_per_second: float
-    seconds: float
+    __pydantic_config__ = STRICT
+
+    epoch: Number
+    epochs: Number
+    step: Number
+    train_loss: Real
+    train_accuracy: Real
+    test_loss: Real
+    test_accuracy: Real
+    lr: Real
+    images_per_second: Real
+    seconds: Real
+    kind: Literal["epoch"] = "epoch"
 
 
-Event = BatchDone | LossLogged | Evaluating | EpochDone
+Record = LossLogged | EpochDone
+"""What is written down: a line of ``metrics.jsonl`` each."""
+Line = Annotated[Record, Field(discriminator="kind")]
+Event = BatchDone | Evaluating | Record
 Listener = Callable[[Event], None]
 
 
@@ -78,31 +100,22 @@ class MetricsFile:
     """Appends a JSON line to ``metrics.jsonl`` for each logged loss and each epoch, flushed.
 
     Args:
-        path: The file. Lines past the given position are cut off first: they were written after
-            the checkpoint that is being resumed, and will be written again.
-        epochs: Complete epochs in that checkpoint.
-        steps: Steps in that checkpoint.
+        path: The file; it is begun anew.
+        records: What it begins with: the history of the training that is resumed.
     """
 
-    def __init__(self, path: Path, epochs: int = 0, steps: int = 0) -> None:
+    def __init__(self, path: Path, records: Iterable[Record] = ()) -> None:
         self.path = path
-        kept = [
-            r
-            for r in read_metrics(path)
-            if r["step"] <= steps and (r["kind"] == "step" or r["epoch"] <= epochs)
-        ]
-        content = "".join(json.dumps(r) + "\n" for r in kept).encode()
+        content = "".join(map(_line, records)).encode()
         write_atomically(path, lambda file: file.write(content))
 
     def __call__(self, event: Event) -> None:
         """Write one event down, if it is one to keep."""
-        if not isinstance(event, LossLogged | EpochDone):
+        if not isinstance(event, Record):
             return
-        kind = "step" if isinstance(event, LossLogged) else "epoch"
-        line = json.dumps({"kind": kind} | dataclasses.asdict(event)) + "\n"
         try:
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(line)
+                file.write(_line(event))
         except OSError as error:
             raise RunError(
                 f"{self.path}: cannot be written ({error.strerror}); the last checkpoint beside it "
@@ -110,17 +123,28 @@ class MetricsFile:
             ) from error
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the records of a metrics file; a line cut off by a crash ends the list."""
-    records: list[dict[str, Any]] = []
+def _line(record: Record) -> str:
+    return to_json({"kind": record.kind} | dataclasses.asdict(record)) + "\n"
+
+
+def read_metrics(path: Path) -> list[Record]:
+    """Return the records of a metrics file; a last line that a crash cut off is left out.
+
+    Raises:
+        RunError: If any other line is not a record; the message says which.
+    """
     if not path.exists():
-        return records
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            break
+        return []
+    *whole, last = path.read_bytes().split(b"\n")  # the last one is empty, or cut off
+    records = [_record(line, f"{path}: line {i}") for i, line in enumerate(whole, 1)]
+    with suppress(RunError):
+        records.append(_record(last, path))
     return records
+
+
+def _record(line: bytes, source: object) -> Record:
+    record: Record = parse(Line, line, source)
+    return record
 
 
 class TensorBoard:
@@ -142,7 +166,7 @@ class TensorBoard:
 
     def __call__(self, event: Event) -> None:
         """Write one event, if it is one to keep."""
-        if not isinstance(event, LossLogged | EpochDone):
+        if not isinstance(event, Record):
             return
         for name, value in dataclasses.asdict(event).items():
             if isinstance(value, float):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +14,7 @@ from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 
 from gammabeta.files import write_atomically
-from gammabeta.training.events import read_metrics
+from gammabeta.training.events import EpochDone, LossLogged, read_metrics
 
 _BLUE, _ORANGE = "#1f5fa8", "#d9730d"
 
@@ -23,39 +22,40 @@ _BLUE, _ORANGE = "#1f5fa8", "#d9730d"
 def plot_curves(metrics: Path, path: Path) -> None:
     """Draw loss and accuracy against epochs from ``metrics.jsonl`` into a PNG."""
     records = read_metrics(metrics)
-    epochs = [r for r in records if r["kind"] == "epoch"]
+    epochs = [r for r in records if isinstance(r, EpochDone)]
     if not epochs:
         return
     figure = Figure(figsize=(10, 4), layout="constrained")
     losses, accuracies = figure.subplots(1, 2)
-    _draw_losses(losses, [r for r in records if r["kind"] == "step"], epochs)
+    _draw_losses(losses, [r for r in records if isinstance(r, LossLogged)], epochs)
     _draw_accuracies(accuracies, epochs)
     _save(figure, path)
 
 
-def _draw_losses(axes: Axes, steps: list[dict[str, Any]], epochs: list[dict[str, Any]]) -> None:
-    rate = epochs[0]["step"] / epochs[0]["epoch"]  # steps an epoch
-    x = [r["epoch"] for r in epochs]
+def _draw_losses(axes: Axes, steps: list[LossLogged], epochs: list[EpochDone]) -> None:
+    rate = epochs[0].step / epochs[0].epoch  # steps an epoch
+    x = [r.epoch for r in epochs]
     if steps:
-        losses = [r["loss"] for r in steps]
-        at = [r["step"] / rate for r in steps]
+        losses = [r.loss for r in steps]
+        at = [r.step / rate for r in steps]
         axes.plot(at, losses, c=_BLUE, alpha=0.35, label="100 batches")
     axes.plot(
         x,
-        [r["train_loss"] for r in epochs],
+        [r.train_loss for r in epochs],
         "o-",
         c=_BLUE,
         ms=4,
         label="training epoch, as optimised",
     )
-    axes.plot(x, [r["test_loss"] for r in epochs], "s-", c=_ORANGE, ms=4, label="test, eval mode")
+    axes.plot(x, [r.test_loss for r in epochs], "s-", c=_ORANGE, ms=4, label="test, eval mode")
     axes.set(xlabel="epoch", ylabel="cross entropy", title="Loss")
     _finish(axes)
 
 
-def _draw_accuracies(axes: Axes, epochs: list[dict[str, Any]]) -> None:
-    x = [r["epoch"] for r in epochs]
-    train, test = ([100 * r[k] for r in epochs] for k in ("train_accuracy", "test_accuracy"))
+def _draw_accuracies(axes: Axes, epochs: list[EpochDone]) -> None:
+    x = [r.epoch for r in epochs]
+    train = [100 * r.train_accuracy for r in epochs]
+    test = [100 * r.test_accuracy for r in epochs]
     axes.plot(x, train, "o-", c=_BLUE, ms=4, label="training, augmented")
     axes.plot(x, test, "s-", c=_ORANGE, ms=4, label="test, eval mode")
     axes.annotate(f"{test[-1]:.2f} %", (x[-1], test[-1]), (0, 7), textcoords="offset points",

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gammabeta.errors import GammabetaError
+from gammabeta.schema import STRICT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +37,8 @@ class Recipe:
         GammabetaError: If a number is outside its range; the message names both.
     """
 
+    __pydantic_config__ = STRICT
+
     name: str = "anneal"
     epochs: int = 8
     batch_size: int = 128
@@ -51,15 +54,18 @@ class Recipe:
 
     def __post_init__(self) -> None:
         rules = {
-            "epochs": (self.epochs >= 1, "at least 1"),
-            "batch_size": (self.batch_size >= 2, "at least 2: batch norm needs two values"),
+            "epochs": (_whole(self.epochs, 1), "at least 1, a whole number"),
+            "batch_size": (
+                _whole(self.batch_size, 2),
+                "at least 2, a whole number: batch norm needs two values",
+            ),
             "lr": (0 < self.lr < math.inf, "above 0 and finite"),
             "momentum": (0 <= self.momentum < 1, "in [0, 1)"),
             "nesterov": (not self.nesterov or self.momentum > 0, "off when momentum is 0"),
             "weight_decay": (0 <= self.weight_decay < math.inf, "0 or above and finite"),
             "label_smoothing": (0 <= self.label_smoothing < 1, "in [0, 1)"),
             "warmup": (0 <= self.warmup < 1, "in [0, 1)"),
-            "seed": (0 <= self.seed < 2**63, "0 or above, below 2^63"),
+            "seed": (_whole(self.seed, 0), "0 or above, below 2^63, a whole number"),
         }
         for name, (holds, allowed) in rules.items():
             if not holds:
@@ -77,6 +83,10 @@ class Recipe:
         rising = (step + 1) / peak if peak > 0 else 1.0
         falling = (total - step) / (total - peak)
         return self.lr * min(rising, falling, 1.0)
+
+
+def _whole(value: object, least: int) -> bool:
+    return type(value) is int and least <= value < 2**63
 
 
 RECIPES: dict[str, Recipe] = {

@@ -3,32 +3,57 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+import io
 import os
+import re
+import shlex
 import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
+from pydantic import Field
 from torch import nn
 
 import gammabeta
 from gammabeta import data
 from gammabeta.data.dataset import Dataset, Files, Normalization, Progress
-from gammabeta.errors import GammabetaError, RunError
-from gammabeta.files import flush_folder, folder_beside, sweep, write_atomically
+from gammabeta.errors import DamagedError, RunError, advising
+from gammabeta.files import (
+    NO_SEAL,
+    flush_folder,
+    folder_beside,
+    is_intact,
+    leftovers,
+    seal,
+    sweep,
+    to_json,
+    write_atomically,
+)
 from gammabeta.models import Net
-from gammabeta.training.checkpoint import save_model
+from gammabeta.runtime import MOST_THREADS
+from gammabeta.schema import STRICT, parse
+from gammabeta.training.checkpoint import check_safetensors, load_state, save_model
 from gammabeta.training.folder import not_a_run
 from gammabeta.training.recipe import Recipe
+from gammabeta.training.state import progress_of
 from gammabeta.training.weights import load_into
+
+CONFIG = "config.json"
+_UNSEAL = (
+    'undo what was changed; a change on purpose stands once the field "sha256" is taken out, and '
+    "the run is then no longer checked"
+)
+
 
 UNKNOWN_SPLIT = (
     "the run kept no list of its images, so the split was drawn anew: images that it was trained "
     "on may be in the test split, and accuracy may look better than it is; train a new run to know"
 )
+MOST_PIXELS = 1 << 15
+"""Of an image's edge: more in a configuration is damage, not a wish."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,17 +77,19 @@ class Config:
         version: The gammabeta that wrote it.
     """
 
-    data: str
+    __pydantic_config__ = STRICT
+
+    data: Annotated[str, Field(min_length=1)]
     root: str | None
-    image_size: int
+    image_size: Annotated[int, Field(ge=8, le=MOST_PIXELS, multiple_of=8)]
     skip_unreadable: bool
-    classes: tuple[str, ...]
+    classes: Annotated[tuple[str, ...], Field(min_length=1)]
     normalization: Normalization
     recipe: Recipe
-    precision: str
-    device: str
-    threads: int
-    grid: int | None = None
+    precision: Annotated[str, Field(pattern="^(fp32|bf16)$")]
+    device: Annotated[str, Field(pattern="^(cpu|cuda)$")]
+    threads: Annotated[int, Field(ge=1, le=MOST_THREADS)]
+    grid: Annotated[int, Field(ge=1, le=MOST_PIXELS)] | None = None
     files: Files | None = None
     init: str | None = None
     version: str = gammabeta.__version__
@@ -101,6 +128,11 @@ class Config:
         return found
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Sealed(Config):
+    sha256: str | None = None
+
+
 class Run:
     """A run folder on the disk.
 
@@ -115,6 +147,7 @@ class Run:
         self.metrics = path / "metrics.jsonl"
         self.model = path / "model.safetensors"
         self.state = path / "state.pt"
+        self.previous = path / "previous.pt"
         self.curves = path / "curves.png"
         self.tensorboard = path / "tensorboard"
 
@@ -128,6 +161,8 @@ class Run:
         refuse_occupied(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
+            sweep(path)
+            flush_folder(path.parent)
         except OSError as error:
             raise RunError(f"{path}: cannot be made into a run folder: {error.strerror}") from None
         run = cls(path, config)
@@ -139,15 +174,12 @@ class Run:
         """Open an existing run folder.
 
         Raises:
-            RunError: If there is no readable ``config.json`` in it.
+            RunError: If there is no ``config.json`` in it, or another than was written.
         """
-        file = path / "config.json"
         try:
-            return cls(path, _parse(json.loads(file.read_text(encoding="utf-8"))))
+            return cls(path, read_config(path / CONFIG))
         except OSError as error:
             raise not_a_run(path, error) from None
-        except (ValueError, TypeError, KeyError, GammabetaError) as error:
-            raise RunError(f"{file}: is damaged or of another version: {error}") from None
 
     def save_config(self, folder: Path | None = None) -> None:
         """Write the configuration, into the run's folder or another.
@@ -155,9 +187,7 @@ class Run:
         Raises:
             RunError: If it cannot be written.
         """
-        content = json.dumps(dataclasses.asdict(self.config), indent=2).encode()
-        path = (folder or self.path) / "config.json"
-        write_atomically(path, lambda file: file.write(content + b"\n"))
+        write_config((folder or self.path) / CONFIG, self.config)
 
     def build_model(self) -> Net:
         """Return a new, untrained network of the run's shape."""
@@ -170,11 +200,40 @@ class Run:
             broken_statistics: Accept NaN in running statistics, to measure them anew.
 
         Raises:
-            RunError: If its file is missing, damaged, does not fit or holds NaN.
+            RunError: If its file is missing, damaged, does not fit, holds NaN, or is not the model
+                of the training's last step.
         """
+        self._check_model()
         model = self.build_model()
         load_into(model, self.model, broken_statistics=broken_statistics)
         return model
+
+    def _check_model(self) -> None:
+        """Refuse a model file that is damaged, or after which the training went on."""
+        resume = f"`gammabeta train --resume {shlex.quote(str(self.path))}`"
+        if not self.model.exists():
+            raise RunError(f"{self.model}: no such file; {resume} goes on to write it")
+        if not self.state.exists():
+            with advising("make the run anew from the one that it was made of"):
+                check_safetensors(self.model, ours=True)
+            return
+        with advising(f"{self.back_to_previous()}; remove it to use {self.model.name} as it is"):
+            now = progress_of(load_state(self.state), self.state).position.step
+        with advising(f"{resume} writes it anew"):
+            step = check_safetensors(self.model, ours=True)
+        if step is not None and step != now:
+            raise RunError(
+                f"{self.model}: is of step {step}, but {self.state.name} of step {now}: the "
+                f"training is still writing, or was killed between the two; {resume} writes what "
+                "is left"
+            )
+
+    def back_to_previous(self) -> str:
+        """Say how to go back to the checkpoint before the last, for a message."""
+        if not self.previous.exists():
+            return "there is no checkpoint before it, so train the run anew"
+        state, previous = (shlex.quote(str(p)) for p in (self.state, self.previous))
+        return f"`cp {previous} {state}` goes back to the checkpoint before it, for --resume"
 
     def copy_with(self, path: Path, model: nn.Module, files: Mapping[str, bytes]) -> Run:
         """Save another model as a run of its own, with this one's configuration and history.
@@ -208,23 +267,42 @@ class Run:
         return Run(path, self.config)
 
 
-def _parse(read: dict[str, Any]) -> Config:
-    read["recipe"] = Recipe(**read["recipe"])
-    read["normalization"] = Normalization(
-        *(tuple(read["normalization"][key]) for key in ("mean", "std"))
-    )
-    read["classes"] = tuple(read["classes"])
-    if files := read.get("files"):
-        read["files"] = Files(tuple(files["train"]), tuple(files["test"]), files["drawn"])
-    for key in ("image_size", "threads"):
-        if not isinstance(read.get(key), int):
-            raise TypeError(f"{key} is {read.get(key)!r}, but must be a whole number")
-    return Config(**read)
+def write_config(path: Path, config: Config) -> None:
+    """Write ``config.json``, sealed by its last field.
+
+    Raises:
+        RunError: If it cannot be written, or holds what could not be read back.
+    """
+    fields = dataclasses.asdict(config) | {"sha256": NO_SEAL.decode()}
+    content = to_json(fields, indent=2).encode() + b"\n"
+    parse(_Sealed, content, path)
+    parts = seal(content, content.rindex(NO_SEAL))
+    write_atomically(path, lambda file: file.writelines(parts))
+
+
+def read_config(path: Path) -> Config:
+    """Read ``config.json``; one without a seal is of an older version, or changed on purpose.
+
+    Raises:
+        OSError: If there is no such file.
+        RunError: If it is not what was written; the message names the field.
+    """
+    content = path.read_bytes()
+    found = re.search(rb'"sha256": "([0-9a-f]{64})"\s*}\s*$', content)
+    if found and not is_intact(io.BytesIO(content), found.start(1)):
+        raise DamagedError(path, _UNSEAL)
+    read: _Sealed = parse(_Sealed, content, path)
+    if read.sha256 and not found:
+        raise DamagedError(path, _UNSEAL)
+    return Config(**{field.name: getattr(read, field.name) for field in dataclasses.fields(Config)})
 
 
 def refuse_occupied(path: Path, *, training: bool = True) -> None:
-    """Raise a RunError if the path exists and is anything but an empty folder."""
-    if path.is_dir() and not any(path.iterdir()):
+    """Raise a RunError if the path exists and is anything but an empty folder.
+
+    What a kill left behind does not count.
+    """
+    if path.is_dir() and {*path.iterdir()} <= {*leftovers(path)}:
         return
     if os.path.lexists(path):
         remedy = f"continue it with --resume {path} or " if training else ""

@@ -6,20 +6,19 @@ epoch and position; the rate is a function of the step; all else is in ``state.p
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from gammabeta.data.dataset import Dataset
 from gammabeta.data.loader import Loader
-from gammabeta.errors import GammabetaError, NonFiniteLossError, RunError
+from gammabeta.errors import GammabetaError, NonFiniteLossError, RunError, advising
+from gammabeta.files import sweep
 from gammabeta.models import Net
-from gammabeta.training.checkpoint import load_state, save_model, save_state
+from gammabeta.training.checkpoint import check_safetensors, load_state, save_model, save_state
 from gammabeta.training.evaluate import Evaluation, evaluate
 from gammabeta.training.events import (
     LOG_EVERY,
@@ -29,10 +28,13 @@ from gammabeta.training.events import (
     Event,
     Listener,
     LossLogged,
+    Record,
+    read_metrics,
 )
 from gammabeta.training.run import Run
+from gammabeta.training.state import Position, Progress, pack, progress_of, same_tensors, unpack
 from gammabeta.training.step import Outcome, make_optimizer, train_step
-from gammabeta.training.weights import load_into
+from gammabeta.training.weights import load_into, load_weights
 
 
 class StoppedError(GammabetaError):
@@ -41,45 +43,6 @@ class StoppedError(GammabetaError):
     def __init__(self, signal: int, message: str) -> None:
         super().__init__(message)
         self.signal = signal
-
-
-@dataclass
-class Position:
-    """How far a training is, and the sums that its next reports need. All counts start at 0."""
-
-    epoch: int = 0
-    batch: int = 0
-    step: int = 0
-    logged_loss: float = 0.0
-    epoch_loss: float = 0.0
-    epoch_correct: int = 0
-    epoch_images: int = 0
-    epoch_seconds: float = 0.0
-    images: int = 0
-    train_seconds: float = 0.0
-    seconds: float = 0.0
-    best_accuracy: float = 0.0
-    best_epoch: int = 0
-
-    def count(self, outcome: Outcome, seconds: float) -> None:
-        """Add one step."""
-        self.batch += 1
-        self.step += 1
-        self.logged_loss += outcome.loss
-        self.epoch_loss += outcome.loss * outcome.total
-        self.epoch_correct += outcome.correct
-        self.epoch_images += outcome.total
-        self.epoch_seconds += seconds
-        self.images += outcome.total
-        self.train_seconds += seconds
-        self.seconds += seconds
-
-    def next_epoch(self) -> None:
-        """Begin the next epoch with empty sums."""
-        self.epoch += 1
-        self.batch = 0
-        self.logged_loss = self.epoch_loss = self.epoch_seconds = 0.0
-        self.epoch_correct = self.epoch_images = 0
 
 
 def begin_with(model: Net, path: str) -> list[str]:
@@ -101,6 +64,7 @@ class Trainer:
         run: Where to save; its configuration says how to train.
         dataset: What to train on and measure with.
         resume: Continue from the run's ``state.pt``; a run that saved none yet starts anew.
+        finish: Resume a complete run too, which is then measured again by :meth:`fit`.
         stop_requested: Returns the number of a signal that asks to stop, or 0.
 
     Raises:
@@ -113,6 +77,7 @@ class Trainer:
         dataset: Dataset,
         *,
         resume: bool = False,
+        finish: bool = False,
         stop_requested: Callable[[], int] = lambda: 0,
     ) -> None:
         config = run.config
@@ -133,12 +98,19 @@ class Trainer:
         )
         self._refuse_other_data()
         self.position = Position()
-        if resume and (run.state.exists() or run.model.exists()):
-            self._restore()
+        self.records: list[Record] = []
+        sweep(run.path)
+        if resume and any(path.exists() for path in (run.state, run.model, run.previous)):
+            self._restore(finish)
         else:
             if config.init is not None:
                 begin_with(self.model, config.init)
             self.save()
+
+    @property
+    def complete(self) -> bool:
+        """Whether no step is left to take."""
+        return self.position.epoch >= self.recipe.epochs
 
     @property
     def total_steps(self) -> int:
@@ -147,6 +119,9 @@ class Trainer:
 
     def fit(self, listeners: Iterable[Listener] = ()) -> Evaluation:
         """Train what is left, measuring and saving after every epoch.
+
+        A checkpoint is saved before the listeners hear of its epoch, so that none of them can
+        lose it.
 
         Returns:
             The measurement after the last epoch.
@@ -162,11 +137,11 @@ class Trainer:
             for listener in notify:
                 listener(event)
 
-        while True:
+        result = self._measure(tell) if self.complete else None
+        while result is None or not self.complete:
             self._train_epoch(tell)
             result = self._measure_epoch(tell)
-            if self.position.epoch == self.recipe.epochs:
-                return result
+        return result
 
     def _train_epoch(self, tell: Listener) -> None:
         self.model.train()
@@ -209,7 +184,8 @@ class Trainer:
         if at.batch % LOG_EVERY == 0:
             mean = at.logged_loss / LOG_EVERY
             at.logged_loss = 0.0
-            tell(LossLogged(at.epoch + 1, at.batch, at.step, mean, rate, speed))
+            self.records.append(LossLogged(at.epoch + 1, at.batch, at.step, mean, rate, speed))
+            tell(self.records[-1])
 
     def _measure(self, tell: Listener) -> Evaluation:
         def on_batch(done: int, total: int) -> None:
@@ -245,8 +221,9 @@ class Trainer:
         if result.accuracy > at.best_accuracy or not at.best_epoch:
             at.best_accuracy, at.best_epoch = result.accuracy, at.epoch + 1
         at.next_epoch()
-        tell(event)
+        self.records.append(event)
         self.save()
+        tell(event)
         return result
 
     def _stop_if_asked(self) -> None:
@@ -264,15 +241,12 @@ class Trainer:
                 f"a weight became NaN or infinite by step {self.position.step}; {self.run.path} "
                 f"keeps its last good checkpoint. Try --lr {self.recipe.lr / 4:.3g}"
             )
-        state = {
-            "position": dataclasses.asdict(self.position),
-            "model": model,
-            "optimizer": self.optimizer.state_dict(),
-            "images": len(self.dataset.train),
-            "random": torch.get_rng_state(),
-        }
-        save_state(self.run.state, state)
-        save_model(self.run.model, self.model)
+        progress = Progress(
+            position=self.position, images=len(self.dataset.train), records=self.records
+        )
+        state = pack(progress, self.model, self.optimizer)
+        save_state(self.run.state, state, self.run.previous)
+        save_model(self.run.model, self.model, self.position.step)
 
     def _refuse_other_data(self) -> None:
         if len(self.dataset.train) < 2:
@@ -286,29 +260,63 @@ class Trainer:
                 f"the classes {', '.join(self.dataset.classes)}"
             )
 
-    def _restore(self) -> None:
-        if not self.run.state.exists():
-            raise RunError(
-                f"{self.run.path}: holds a model but no {self.run.state.name}, so there is no "
-                "training to continue; resume the run that it was made from"
-            )
-        state = load_state(self.run.state)
+    def _restore(self, finish: bool) -> None:
+        """Continue from ``state.pt``, and write what a kill after it kept from being written."""
+        run = self.run
+        if not run.state.exists():
+            remedy = "so there is no training to continue; resume the run that it was made from"
+            remedy = run.back_to_previous() if run.previous.exists() else remedy
+            raise RunError(f"{run.path}: has no {run.state.name}; {remedy}")
+        with advising(run.back_to_previous()):
+            state = load_state(run.state)
+        progress = progress_of(state, run.state)
         try:
-            self.position = Position(**state["position"])
-            self.model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            torch.set_rng_state(state["random"])
-            images = state["images"]
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            unpack(state, self.model, self.optimizer)
+            self._refuse_other_length(progress.images)
+            progress.position.check(self.recipe.epochs, len(self.loader))
+        except (ValueError, RuntimeError) as error:
             reason = str(error).splitlines()[0]
-            raise RunError(f"{self.run.state}: does not continue this run: {reason}") from None
+            raise RunError(f"{run.state}: does not continue this run: {reason}") from None
+        self.position = progress.position
+        self.records = self._history(progress)
+        if not self._is_model_written():
+            save_model(run.model, self.model, self.position.step)
+        elif self.complete and not finish and self._is_history_written():
+            raise RunError(
+                f"{run.path}: is complete ({self.position.epoch} of {self.recipe.epochs} "
+                f"epochs); try `gammabeta evaluate {run.path}`"
+            )
+
+    def _history(self, progress: Progress) -> list[Record]:
+        """Return the records of a state; of one of an older version, those of metrics.jsonl."""
+        if progress.records is not None:
+            return progress.records
+        at = progress.position
+        return [
+            record
+            for record in read_metrics(self.run.metrics)
+            if record.step <= at.step
+            and (isinstance(record, LossLogged) or record.epoch <= at.epoch)
+        ]
+
+    def _is_model_written(self) -> bool:
+        try:
+            check_safetensors(self.run.model, ours=True)
+            written = load_weights(self.run.model)
+        except RunError:
+            return False
+        return same_tensors(written, self.model.state_dict())
+
+    def _is_history_written(self) -> bool:
+        try:
+            written = read_metrics(self.run.metrics)
+        except RunError:
+            return False
+        return written == self.records
+
+    def _refuse_other_length(self, images: int) -> None:
         if images != len(self.dataset.train):
             raise RunError(
                 f"{self.run.path} was begun on {images} training images, but "
                 f"{self.dataset.name} now has {len(self.dataset.train)}; start a new run"
-            )
-        if self.position.epoch >= self.recipe.epochs:
-            raise RunError(
-                f"{self.run.path}: is complete ({self.position.epoch} of {self.recipe.epochs} "
-                f"epochs); try `gammabeta evaluate {self.run.path}`"
             )

@@ -1,7 +1,8 @@
 """The file beside the page in which every finished training is kept as a line of JSON.
 
-A line is written whole and flushed to the disk before the next training is counted. A line that a
-crash cut off is dropped when the journal is opened again, and its training is done anew.
+A line is written whole and flushed to the disk before the next training is counted. A last line
+that a crash cut off is dropped when the journal is opened again, and its training is done anew. A
+damaged one before it is refused: what follows it may not be thrown away.
 """
 
 from __future__ import annotations
@@ -14,8 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from gammabeta.errors import RunError
+from gammabeta.files import to_json
 from gammabeta.insight.compare.job import job_of
+from gammabeta.insight.compare.lines import Line
 from gammabeta.insight.compare.plan import Plan
+from gammabeta.schema import parse
 
 
 class Journal:
@@ -86,7 +90,7 @@ class Journal:
 
     def _append(self, line: Mapping[str, Any]) -> None:
         try:
-            self._file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
+            self._file.write(to_json(line).encode() + b"\n")
             self._file.flush()
             os.fsync(self._file.fileno())
         except OSError as error:
@@ -124,23 +128,32 @@ class Journal:
 
 
 def _whole_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """Return the lines up to the first that is cut off, and where that one begins."""
+    """Return the lines, and where the last one begins if it was cut off, or else where all end."""
     lines: list[dict[str, Any]] = []
     length = 0
-    for raw in path.read_bytes().splitlines(keepends=True):
-        try:
-            line = json.loads(raw)
-        except ValueError:
+    raws = path.read_bytes().splitlines(keepends=True)
+    for number, raw in enumerate(raws, 1):
+        line = _known(raw)
+        if line is None and number == len(raws):
             break
-        if not isinstance(line, dict) or "kind" not in line:
-            break
-        if not raw.endswith(b"\n"):
-            break
-        lines.append(line)
+        if not lines and (line is None or line["kind"] != "settings"):
+            break  # another file
+        parse(Line, raw, f"{path}: line {number}")
+        lines.append(line or {})
         length += len(raw)
     if not lines and path.stat().st_size:
         raise RunError(f"{path}: is not the journal of a comparison; choose another --out")
     return lines, length
+
+
+def _known(raw: bytes) -> dict[str, Any] | None:
+    """Return a line that was written to its end, or None."""
+    try:
+        line = json.loads(raw)
+    except (ValueError, RecursionError):
+        return None
+    whole = isinstance(line, dict) and "kind" in line and raw.endswith(b"\n")
+    return line if whole else None
 
 
 def read(path: Path) -> list[dict[str, Any]]:

@@ -16,11 +16,15 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean, median
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from gammabeta.insight.compare.job import BATCH, FULL, SWEEP, WALKS, Job, job_of
 from gammabeta.insight.compare.landscape import STEP_SIZES
 from gammabeta.insight.compare.settings import HeldOut, Settings
+from gammabeta.runtime import MOST_THREADS
+from gammabeta.schema import STRICT
 
 Record = Mapping[str, Any]
 
@@ -57,17 +61,19 @@ class Plan:
         notes: Codes of what had to be given up.
     """
 
-    workers: int
-    threads: int
+    __pydantic_config__ = STRICT
+
+    workers: Annotated[int, Field(ge=1, le=MOST_THREADS)]
+    threads: Annotated[int, Field(ge=1, le=MOST_THREADS)]
     rates: tuple[float, ...]
     step_seconds: dict[str, float]
     evaluation_seconds: dict[str, float]
     cost: dict[str, Any]
-    finalists: int = FINALISTS
-    sweep_steps: int = 1
-    full_steps: int = 1
-    batch_images: int = 0
-    pace: float = PACE
+    finalists: Annotated[int, Field(ge=1)] = FINALISTS
+    sweep_steps: Annotated[int, Field(ge=1)] = 1
+    full_steps: Annotated[int, Field(ge=1)] = 1
+    batch_images: Annotated[int, Field(ge=0)] = 0
+    pace: Annotated[float, Field(gt=0)] = PACE
     settled: bool = False
     notes: tuple[str, ...] = ()
 

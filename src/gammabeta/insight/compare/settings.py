@@ -17,6 +17,7 @@ import gammabeta
 from gammabeta.data.dataset import Dataset, Split
 from gammabeta.errors import GammabetaError
 from gammabeta.models import VARIANTS, Net
+from gammabeta.schema import STRICT
 
 RATES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 """Learning rates of the sweep, half a decade apart."""
@@ -44,6 +45,8 @@ class Settings:
     Raises:
         GammabetaError: For a variant that is not known or given twice, and numbers out of range.
     """
+
+    __pydantic_config__ = STRICT
 
     data: str
     variants: tuple[str, ...] = VARIANTS
@@ -74,7 +77,8 @@ class Settings:
         for name, (holds, allowed) in rules.items():
             if not holds:
                 raise GammabetaError(f"{name} is {getattr(self, name)}, but must be {allowed}")
-        Net(2, self.image_size)  # refuses a size that does not fit
+        with torch.device("meta"):  # without memory
+            Net(2, self.image_size)  # refuses a size that does not fit
 
     @property
     def all_seeds(self) -> list[int]:
