@@ -86,7 +86,8 @@ def test_other_settings_do_not_continue_a_journal(whole, tmp_path, capsys, monke
     assert "begun under other settings (seed was 0, is 7)" in answer.error
 
 
-def test_ctrl_c_keeps_what_is_done_and_writes_the_page(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP], ids=["ctrl_c", "a hang-up"])
+def test_a_terminals_signal_keeps_what_is_done_and_writes_the_page(number, tmp_path):
     words = ["compare", "--data", "digits", "--image-size", "8", "--budget", "10", "--lang", "en"]
     words += ["--variants", "bn,none", "--out", "p.html"]
     program = subprocess.Popen(
@@ -95,11 +96,11 @@ def test_ctrl_c_keeps_what_is_done_and_writes_the_page(tmp_path):
     )  # fmt: skip
     try:
         wait_for_a_training(tmp_path / "p.jsonl", program)
-        os.killpg(program.pid, signal.SIGINT)  # as a terminal does: to the workers too
+        os.killpg(program.pid, number)  # as a terminal does: to the workers too
         out, err = program.communicate(timeout=120)
     finally:
         program.kill()
-    assert program.returncode == 130, err
+    assert program.returncode == 128 + number, err
     assert "Traceback" not in err
     assert "then it was stopped; the same command goes on" in out
     page = (tmp_path / "p.html").read_text(encoding="utf-8")

@@ -57,7 +57,7 @@ class Workers:
             arguments = (theirs, os.getpid(), threads, data, bf16)
             name = f"gammabeta-compare-{number}"
             process = context.Process(target=_serve, args=arguments, name=name, daemon=True)
-            with _ctrl_c_ignored():
+            with _terminal_ignored():
                 process.start()
             theirs.close()
             self.connections.append(ours)
@@ -105,24 +105,30 @@ class Workers:
         del self.processes[keep:], self.connections[keep:]
 
 
+_OF_A_TERMINAL = [signal.SIGINT, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+"""Signals that a terminal sends to every process of a command; the parent answers them."""
+
+
 @contextmanager
-def _ctrl_c_ignored() -> Iterator[None]:
-    """Let a process that starts inherit deafness to Ctrl-C; only a main thread can do so."""
+def _terminal_ignored() -> Iterator[None]:
+    """Let a process that starts inherit deafness to its terminal; only a main thread can do so."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in _OF_A_TERMINAL}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _serve(
     connection: Connection, parent: int, threads: int, data: HeldOut, bf16: bool
 ) -> None:  # pragma: no cover (runs in a process of its own)
     """Do tasks until the parent closes the connection."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in _OF_A_TERMINAL:
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     runtime.configure("bf16" if bf16 else "fp32", "cpu", threads)
     connection.send((READY, os.getpid()))
