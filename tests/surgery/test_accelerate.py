@@ -1,4 +1,4 @@
-# ruff: noqa: ARG004, ARG005 (what torch passes, and every case of a table takes)
+# ruff: noqa: ARG005 (what torch passes, and every case of a table takes)
 """``accelerate`` changes how fast a model is, and nothing else of it."""
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn import functional as F
 
 from gammabeta import GammabetaError, accelerate, convert, freeze, unfreeze
 from gammabeta.surgery import compiler
 from norm_helpers import randn
-from surgery_helpers import assert_twins, evaluate, images, near, step, twin
+from surgery_helpers import Doubled, assert_twins, evaluate, images, near, step, twin
 
 
 class Block(nn.Module):
@@ -71,11 +73,7 @@ def left(model):
     return {e.path: e.what for e in model.gammabeta_report.left}
 
 
-@pytest.fixture(autouse=True)
-def _fresh():
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
+pytestmark = pytest.mark.usefixtures("fresh_dynamo")
 
 
 @pytest.fixture
@@ -521,15 +519,6 @@ def test_a_synchronised_layer_put_in_later_is_called():
 def test_other_threads_are_not_disturbed_while_a_model_is_captured():
     busy, failed = threading.Event(), []
 
-    class Doubled(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x):
-            return x * 2
-
-        @staticmethod
-        def backward(ctx, g):
-            return g * 2
-
     def work():
         model, x = blocks(), images().requires_grad_()
         while not busy.is_set():
@@ -566,25 +555,21 @@ def test_an_optimizer_made_before_keeps_its_moments_in_place(make):
             near(a, b, 1e-3, name)
 
 
-def test_a_model_inside_data_parallel_wrappers_gets_right_gradients(tmp_path):
-    torch.distributed.init_process_group(
-        "gloo", store=torch.distributed.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1
-    )
-    try:
-        model = blocks()
-        reference = twin(model)
-        wrapped = nn.parallel.DistributedDataParallel(model)
-        assert accelerate(wrapped) is wrapped
-        x = images()
-        cotangent = randn(*reference(x).shape, dtype=torch.float64)
-        for m in (wrapped, reference):
-            m.zero_grad()
-            m(x).backward(cotangent)
-        for (name, a), b in zip(model.named_parameters(), reference.parameters(), strict=True):
-            near(a.grad, b.grad, 1e-9, name, float(reference[0].conv1.weight.grad.abs().max()))
-        assert len(fused(model)) == 4
-    finally:
-        torch.distributed.destroy_process_group()
+@pytest.mark.parametrize("wrap", [nn.parallel.DistributedDataParallel, nn.DataParallel])
+def test_a_wrapped_model_gets_right_gradients(wrap, lone_process):
+    model = blocks()
+    reference = twin(model)
+    wrapped = wrap(model)
+    assert accelerate(wrapped) is wrapped
+    x = images()
+    cotangent = randn(*reference(x).shape, dtype=torch.float64)
+    for m in (wrapped, reference):
+        m.zero_grad()
+        m(x).backward(cotangent)
+    scale = float(reference[0].conv1.weight.grad.abs().max())
+    for (name, a), b in zip(model.named_parameters(), reference.parameters(), strict=True):
+        near(a.grad, b.grad, 1e-9, name, scale)
+    assert len(fused(model)) == 4
 
 
 def test_tools_that_read_parameters_as_they_lie_still_do(tmp_path):
@@ -681,17 +666,8 @@ def test_second_derivatives_of_the_kernels_are_right_in_single_precision():
     near(found[0][1], found[1][1], 1e-3, "gradient of the penalty")
 
 
-def test_a_sharded_model_still_runs(tmp_path):
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
-
-    torch.distributed.init_process_group(
-        "gloo", store=torch.distributed.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1
-    )
-    try:
-        model = blocks()
-        reference = twin(model)
-        fully_shard(accelerate(model), mesh=init_device_mesh("cpu", (1,)))
-        near(model(images()), reference(images()), 1e-9, "output")
-    finally:
-        torch.distributed.destroy_process_group()
+def test_a_sharded_model_still_runs(lone_process):
+    model = blocks()
+    reference = twin(model)
+    fully_shard(accelerate(model), mesh=init_device_mesh("cpu", (1,)))
+    near(model(images()), reference(images()), 1e-9, "output")

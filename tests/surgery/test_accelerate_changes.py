@@ -22,12 +22,7 @@ from gammabeta import accelerate
 from norm_helpers import randn
 from surgery_helpers import near, twin
 
-
-@pytest.fixture(autouse=True)
-def _fresh():
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
+pytestmark = pytest.mark.usefixtures("fresh_dynamo")
 
 
 def images():

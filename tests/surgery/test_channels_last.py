@@ -16,12 +16,7 @@ from gammabeta.surgery import channels_last
 from norm_helpers import randn
 from surgery_helpers import near, step, twin
 
-
-@pytest.fixture(autouse=True)
-def _fresh():
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
+pytestmark = pytest.mark.usefixtures("fresh_dynamo")
 
 
 @pytest.fixture

@@ -21,11 +21,7 @@ from surgery_helpers import assert_twins, images, near, twin
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(autouse=True)
-def _fresh():
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
+pytestmark = pytest.mark.usefixtures("fresh_dynamo")
 
 
 @pytest.fixture

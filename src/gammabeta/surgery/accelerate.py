@@ -194,9 +194,15 @@ def _functions(kind: type) -> Iterator[Any]:
 
 def _unwrapped(model: nn.Module) -> nn.Module:
     """Return the model that a wrapper for several processes or devices calls."""
-    while isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
+    wrappers = nn.parallel.DistributedDataParallel, nn.DataParallel
+    while isinstance(model, wrappers) and not _copies_in_each_call(model):
         model = model.module
     return model
+
+
+def _copies_in_each_call(model: nn.Module) -> bool:
+    """Tell whether a wrapper calls copies of its model, one on each device."""
+    return isinstance(model, nn.DataParallel) and bool(model.device_ids)
 
 
 def _batch_norms(model: nn.Module) -> Iterator[str]:
@@ -215,6 +221,8 @@ def _why_not(model: nn.Module) -> str | None:
         return "the model is lazy: run it once, then accelerate it"
     if isinstance(model, torch.jit.ScriptModule):
         return "the model is a ScriptModule, with code of its own"
+    if _copies_in_each_call(model):
+        return "DataParallel copies the model in each call: use DistributedDataParallel"
     compiled = model._compiled_call_impl
     if compiled is not None and not isinstance(compiled, _Accelerated):
         return 'the model is compiled: use torch.compile(model, backend="gammabeta") instead'
