@@ -56,7 +56,7 @@ def forward(
     sums.mean, sums.var = _at(mean), _at(var)
     _move(sums, running)
     run.forward()
-    _scratch.append(scratch)
+    _keep(scratch)
     p.give_back(run)
     return y, mean, var, saved, codes
 
@@ -78,7 +78,7 @@ def measure(plan: Plan, x: Tensor) -> Tensor:
     task.weight = task.bias = task.mean = task.var = 0
     _move(task, None)
     run.measure()
-    _scratch.append(scratch)
+    _keep(scratch)
     p.give_back(run)
     return saved[:2]
 
@@ -141,13 +141,20 @@ def backward(
         (run.backward if reduces else run.spread)()
     elif reduces:
         run.reduce()
-    _scratch.append(scratch)
+    _keep(scratch)
     p.give_back(run)
     return dx, dweight, dbias, dresidual
 
 
 _scratch: list[Tensor] = []
 """Memory for sums and coefficients that no call uses now."""
+_MOST_KEPT = 1 << 20
+"""Numbers in such memory beyond which it is made anew for each call: 4 MiB."""
+
+
+def _keep(scratch: Tensor) -> None:
+    if scratch.numel() <= _MOST_KEPT:
+        _scratch.append(scratch)
 
 
 def _lend(run: Run) -> Tensor:

@@ -18,6 +18,12 @@ from gammabeta.norm.kernels.native.variant import Variant
 _BLOCK = 1 << 15
 """Elements in a block: its data stay in a core's own cache, its sums are short."""
 _MOST_ROWS = 1024
+_WIDE, _TILE, _WIDE_ROWS = 1 << 12, 1 << 10, 1 << 7
+"""Rows longer than the first are cut into tiles of so many lanes and rows.
+
+A block's sums are three values a lane, so that a block of few rows would need as much memory for
+them as it has data.
+"""
 _PLANE_UNIT = 1 << 14
 
 RECOVERABLE = {"float32": 64.0, "bfloat16": 2.0}
@@ -193,11 +199,15 @@ def _cut(task: Task, plan: Plan, shape: torch.Size) -> int:
 
 def _cut_rows(task: Task) -> None:
     fold = 64 // math.gcd(task.channels, 64)
-    if task.count >= fold:
+    if task.count >= fold and task.channels < _WIDE:  # a wide row has few lanes beside its vectors
         task.width = task.channels * fold
+    wide = task.width > _WIDE
+    task.tile = _TILE if wide else task.width
     task.rows = task.size // task.width
-    task.block_rows = min(max(_BLOCK // task.width, 8), _MOST_ROWS)
+    task.block_rows = _WIDE_ROWS if wide else min(max(_BLOCK // task.width, 8), _MOST_ROWS)
     task.blocks = -(-task.rows // task.block_rows) + (task.size > task.rows * task.width)
+    task.tiles = -(-task.width // task.tile)
+    task.units = task.blocks * task.tiles
 
 
 def _cut_planes(task: Task) -> None:

@@ -24,6 +24,8 @@ from gammabeta.norm.kernels.native.variant import Variant
 
 _SMALL = 1 << 15
 """Elements below which waking other threads costs more than it saves."""
+_MANY = 1 << 14
+"""Channels, likewise."""
 
 
 @cache
@@ -56,8 +58,10 @@ class Sequence:
         self._tasks = [task for _, task in steps]
         self._large = size >= _SMALL
         self._threads = 1
-        # What is done once a channel is not worth a second thread.
-        self._shared = [not v.loop.startswith("channels.") for v, _ in steps]
+        # What is done once a channel is worth a second thread where channels are very many.
+        self._shared = [
+            task.channels >= _MANY or not v.loop.startswith("channels.") for v, task in steps
+        ]
         self._words = (ctypes.c_int64 * (HEAD + STEP * len(steps)))(len(steps), _parallel())
         for i, (v, task) in enumerate(steps):
             self._words[HEAD + STEP * i] = address(v)

@@ -2,8 +2,9 @@
 
 The data are seen as rows of ``width`` values, a multiple of the channels that is also one of the
 vector's length where possible; each lane of a row then belongs to one channel. Rows are taken in
-blocks, and within a block eight at a time, so that a lane's coefficients and sums are loaded once
-for eight. What remains after the last whole row is a block of its own.
+blocks, wide ones cut into tiles of some lanes, and within a block eight at a time, so that a lane's
+coefficients and sums are loaded once for eight. What remains after the last whole row is a block of
+its own.
 """
 
 from __future__ import annotations
@@ -29,12 +30,18 @@ _ZERO, _ONE = np.float32(0), np.float32(1)
 
 
 @njit
-def span(t: Any, block: int) -> Any:
-    """Return the block's first row, the row after its last, and the length of a row."""
-    first = block * t.block_rows
+def span(v: Any, t: Any, unit: int) -> Any:
+    """Return the rows and the lanes of a tile of a block: first, and one after the last, of each.
+
+    Between them stands the lane after the last whole vector.
+    """
+    first, left = unit // t.tiles * t.block_rows, unit % t.tiles * t.tile
+    last, length = min(first + t.block_rows, t.rows), t.width
     if first >= t.rows:
-        return t.rows, t.rows + 1, t.size - t.rows * t.width
-    return first, min(first + t.block_rows, t.rows), t.width
+        first, last, length = t.rows, t.rows + 1, t.size - t.rows * t.width
+    right = max(min(left + t.tile, length), left)
+    whole = left + (right - left) // vector_width(v) * vector_width(v)
+    return first, last, left, whole, right
 
 
 @njit
@@ -43,17 +50,17 @@ def statistics(v: Any, task: Any) -> None:
     t = read(task)
     x = elements(v, t.x, t.size)
     sums = floats(t.partial, t.blocks * 3 * t.width)
-    block = take(task)
-    while block < t.blocks:
-        first, last, length = span(t, block)
-        whole = length // vector_width(v) * vector_width(v)
+    unit = take(task)
+    while unit < t.units:
+        first, last, left, whole, right = span(v, t, unit)
+        block = unit // t.tiles
         for row in range(first, last, _GROUP):
             stop = min(row + _GROUP, last)
-            for c in range(0, whole, vector_width(v)):
+            for c in range(left, whole, vector_width(v)):
                 _add_squares(x, sums, t.width, block, row, stop, row == first, c, wide(v))
-            for c in range(whole, length):
+            for c in range(whole, right):
                 _add_squares(x, sums, t.width, block, row, stop, row == first, c, _ZERO)
-        block = take(task)
+        unit = take(task)
 
 
 @njit
@@ -99,14 +106,13 @@ def forward(v: Any, task: Any) -> None:
     slope, width = np.float32(t.slope), t.width
     data = x, residual, y, codes, coefficients, slope, width
     taken = take(task)
-    while taken < t.blocks:
-        first, last, length = span(t, t.blocks - 1 - taken)
-        whole = length // vector_width(v) * vector_width(v)
+    while taken < t.units:
+        first, last, left, whole, right = span(v, t, t.units - 1 - taken)
         for row in range(first, last, _GROUP):
             stop = min(row + _GROUP, last)
-            for c in range(0, whole, vector_width(v)):
+            for c in range(left, whole, vector_width(v)):
                 _normalise(v, data, row, stop, c, wide(v))
-            for c in range(whole, length):
+            for c in range(whole, right):
                 _normalise(v, data, row, stop, c, _ZERO)
         taken = take(task)
 
@@ -129,18 +135,18 @@ def reduce(v: Any, task: Any) -> None:
     coefficients = floats(t.coefficients, 5 * t.width)
     sums = floats(t.partial, t.blocks * 3 * t.width)
     slope, width = np.float32(t.slope), t.width
-    block = take(task)
-    while block < t.blocks:
-        first, last, length = span(t, block)
-        whole = length // vector_width(v) * vector_width(v)
+    unit = take(task)
+    while unit < t.units:
+        first, last, left, whole, right = span(v, t, unit)
+        block = unit // t.tiles
         data = x, residual, dy, codes, coefficients, sums, slope, width
         for row in range(first, last, _GROUP):
             stop = min(row + _GROUP, last)
-            for c in range(0, whole, vector_width(v)):
+            for c in range(left, whole, vector_width(v)):
                 _add_products(v, data, block, row, stop, row == first, c, wide(v))
-            for c in range(whole, length):
+            for c in range(whole, right):
                 _add_products(v, data, block, row, stop, row == first, c, _ZERO)
-        block = take(task)
+        unit = take(task)
 
 
 @njit
@@ -184,14 +190,13 @@ def backward(v: Any, task: Any) -> None:
     slope, width = np.float32(t.slope), t.width
     data = x, residual, dy, codes, dx, dresidual, coefficients, slope, width
     taken = take(task)
-    while taken < t.blocks:
-        first, last, length = span(t, t.blocks - 1 - taken)
-        whole = length // vector_width(v) * vector_width(v)
+    while taken < t.units:
+        first, last, left, whole, right = span(v, t, t.units - 1 - taken)
         for row in range(first, last, _GROUP):
             stop = min(row + _GROUP, last)
-            for c in range(0, whole, vector_width(v)):
+            for c in range(left, whole, vector_width(v)):
                 _spread(v, data, row, stop, c, wide(v))
-            for c in range(whole, length):
+            for c in range(whole, right):
                 _spread(v, data, row, stop, c, _ZERO)
         taken = take(task)
 

@@ -17,7 +17,7 @@ from numba.extending import intrinsic, overload
 _SIZES = (
     *("next", "blocks", "block_rows", "rows", "width", "channels", "count"),
     *("size", "batch", "plane", "height", "image_width", "out_height", "out_width"),
-    *("units", "unit_planes"),
+    *("units", "unit_planes", "tile", "tiles"),
 )
 _ADDRESSES = (
     *("x", "residual", "y", "dy", "dx", "dresidual", "codes", "partial", "coefficients"),
