@@ -17,9 +17,10 @@ import torch
 
 from gammabeta.cli import app
 from gammabeta.data import Augmentation, Dataset, Split, load
+from gammabeta.training.config import CONFIG, Config, write_config
 from gammabeta.training.events import MetricsFile
 from gammabeta.training.recipe import Recipe
-from gammabeta.training.run import CONFIG, Config, Run, write_config
+from gammabeta.training.run import Run
 from gammabeta.training.trainer import Trainer
 
 PROGRAM = (sys.executable, "-m", "gammabeta")

@@ -286,6 +286,19 @@ def test_the_limit_is_counted_in_decoded_bytes(cached, spare, kind):
     assert type(cached(memory_limit=18 * 32 * 32 * 3 + spare).train.images) is kind
 
 
+@pytest.mark.parametrize(
+    "content", ["3", "[1.5]", '["0"]', "[-1]", "[99]", "[[0]]", "[" * 100_000, "[NaN]"]
+)
+def test_a_list_of_skipped_files_with_other_values_than_ours_is_made_anew(
+    content, cached, tmp_path
+):
+    first = cached()
+    (kept,) = (tmp_path / "cache").glob("*.json")
+    kept.write_text(content, encoding="utf-8")
+    assert np.array_equal(cached().train.images, first.train.images)
+    assert kept.read_text(encoding="utf-8") == "[]"
+
+
 def test_unchanged_files_are_not_decoded_again(cached, steps, tmp_path):
     first = cached()
     assert len(steps) == 18

@@ -81,7 +81,9 @@ def put(name, value):
         (drop("classes"), "has no classes in its metadata; write the file with `gammabeta export"),
         (drop("classes", "mean", "std", "image_size", "preprocessing"),
          "has no classes, mean, std, image_size, preprocessing in its metadata"),
-        (put("classes", "[1, 2]"), "damaged metadata: classes is"),
+        (put("classes", "[1, 2]"), "damaged metadata: classes: is"),
+        (put("classes", "[" * 100_000), "damaged metadata: classes: is"),
+        (put("mean", "[true, 0.5, 0.5]"), "damaged metadata: scaling: is"),
         (put("classes", "no json"), "damaged metadata"),
         (put("classes", '["a", "b"]'), "no classifier of 16x16 images into 2 classes"),
         (put("mean", "[0.5]"), "damaged metadata"),
@@ -91,7 +93,7 @@ def put(name, value):
         (put("image_size", "32"), "no classifier of 32x32 images"),
         (put("preprocessing", "maybe"), "damaged metadata"),
     ],
-    ids=range(11),
+    ids=range(13),
 )  # fmt: skip
 def test_what_the_file_fails_to_say_is_named(change, message, file, tmp_path):
     path = edited(file, tmp_path, change)

@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 
     from gammabeta.data.dataset import Dataset
     from gammabeta.runtime import Runtime
+    from gammabeta.training.config import Config
     from gammabeta.training.recipe import Recipe
-    from gammabeta.training.run import Config, Run
+    from gammabeta.training.run import Run
 
 CHANGES = {"data", "root", "skip_unreadable", "epochs", "device", "threads"}
 BESIDE = {"resume", "tensorboard", "as_json", "verbose", "debug", "quiet"}

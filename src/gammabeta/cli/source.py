@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 
     from gammabeta.data.dataset import Dataset, Progress
     from gammabeta.models import Net
+    from gammabeta.training.config import Config
     from gammabeta.training.predict import Labels
-    from gammabeta.training.run import Config, Run
+    from gammabeta.training.run import Run
 
 
 def open_run(path: Path, option: str = "--weights") -> Run:

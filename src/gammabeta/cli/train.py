@@ -18,8 +18,9 @@ from gammabeta.extras import require
 if TYPE_CHECKING:
     from gammabeta.cli.console import Screen
     from gammabeta.data.dataset import Dataset
+    from gammabeta.training.config import Config
     from gammabeta.training.evaluate import Evaluation
-    from gammabeta.training.run import Config, Run
+    from gammabeta.training.run import Run
     from gammabeta.training.trainer import Trainer
 
 RUNS = Path("runs")
@@ -159,8 +160,9 @@ def _begin(console: Screen, given: dict[str, Any]) -> tuple[Run, Dataset]:
     from gammabeta.data import load
     from gammabeta.data.image import check_image_size
     from gammabeta.models import GRID, require_memory
+    from gammabeta.training.config import Config
     from gammabeta.training.recipe import RECIPES, resolve
-    from gammabeta.training.run import Config, Run, fresh_path, refuse_occupied, refuse_unwritable
+    from gammabeta.training.run import Run, fresh_path, refuse_occupied, refuse_unwritable
 
     numbers = {k: v for k, v in given.items() if hasattr(RECIPES["anneal"], k)}
     recipe = resolve(given["recipe"], given["config"], numbers)

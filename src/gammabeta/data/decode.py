@@ -18,9 +18,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from pydantic import NonNegativeInt
 
 from gammabeta.data.image import printable, read_image
-from gammabeta.errors import DataError
+from gammabeta.errors import DataError, RunError
+from gammabeta.schema import parse
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -158,9 +160,11 @@ def _digest(files: Sequence[Path], image_size: int, root: Path) -> str:
 def _open(target: Path, files: Sequence[Path], image_size: int) -> Decoded | None:
     """Map a finished cache file; None if there is none, or it is damaged or out of date."""
     try:
-        skipped = json.loads(target.with_suffix(".json").read_text(encoding="utf-8"))
+        skipped = parse(list[NonNegativeInt], target.with_suffix(".json").read_bytes(), target)
         images = np.load(target, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError):
+    except (OSError, ValueError, RunError):
+        return None
+    if any(index >= len(files) for index in skipped):
         return None
     if images.dtype != np.uint8 or images.shape != (len(files), image_size, image_size, 3):
         return None

@@ -15,7 +15,8 @@ from typing import Any
 import gammabeta
 from gammabeta.data import DATA_SETS
 from gammabeta.data.dataset import Normalization
-from gammabeta.errors import GammabetaError
+from gammabeta.errors import GammabetaError, RunError
+from gammabeta.schema import parse
 
 PT2_NAME = "gammabeta.json"
 
@@ -137,19 +138,19 @@ def read(entries: Mapping[str, str]) -> Labelled:
             data=entries["data"] if entries.get("data") in DATA_SETS else None,
             with_preprocessing={"inside": True, "outside": False}[entries["preprocessing"]],
         )
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, KeyError, RunError) as error:
         raise GammabetaError(f"has damaged metadata: {error}") from None
 
 
 def _names(text: str) -> tuple[str, ...]:
-    names = json.loads(text)
-    if not (isinstance(names, list) and names and all(isinstance(name, str) for name in names)):
+    names = parse(list[str], text, "classes")
+    if not names:
         raise ValueError(f"classes is {text[:60]}, but must be a list of names")
     return tuple(names)
 
 
 def _three(text: str, least: float = -math.inf) -> tuple[float, float, float]:
-    r, g, b = (float(value) for value in json.loads(text))
+    r, g, b = parse(tuple[float, float, float], text, "scaling")
     if not all(math.isfinite(value) and value > least for value in (r, g, b)):
         raise ValueError(f"{text[:60]} are no numbers to scale by")
     return r, g, b
