@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from gammabeta.cli.target import open_target
 from gammabeta.errors import RunError
+from gammabeta.training.checkpoint import save_model
 from gammabeta.training.run import Run
 from gammabeta.training.trainer import Trainer
 from training_helpers import environment, make_run, small, start, untimed
@@ -89,6 +91,16 @@ def test_no_flipped_bit_of_a_configuration_is_believed(run):
         file.write_bytes(damaged)
         said = refusal(lambda: Run.open(run.path))
         assert said.startswith(f"{file}: is damaged"), position
+
+
+def test_explain_refuses_a_damaged_or_an_older_model_as_the_others_do(run):
+    for path in (run.state, run.model):
+        whole = path.read_bytes()
+        path.write_bytes(whole[:5000] + bytes([whole[5000] ^ 1]) + whole[5001:])
+        assert f"{path.name}: is " in refusal(lambda: open_target(str(run.path)))
+        path.write_bytes(whole)
+    save_model(run.model, run.build_model(), step=6)
+    assert "is of step 6, but state.pt of step 12" in refusal(lambda: open_target(str(run.path)))
 
 
 def test_a_zeroed_page_is_never_used(run):

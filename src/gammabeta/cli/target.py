@@ -124,8 +124,8 @@ def _of_run(
     progress: Progress | None,
 ) -> Target:
     run = open_run(path)
-    model = run.build_model()
-    notes = load_into(model, weights or run.model)
+    model = run.build_model() if weights else run.load_model()
+    notes = load_into(model, weights) if weights else []
     _, dataset = read_data(run, Place(data, root, skip_unreadable), progress)
     matched = dataset.classes == run.config.classes
     images, labels = _batch(dataset, dataset.test, batch_size, run)
