@@ -137,6 +137,9 @@ def test_what_depends_on_the_layout_is_right(end):
         lambda y: (y.__setitem__((0, 0), 7.0), y)[1] * 1,
         lambda y: (F.relu(y.reshape(4, -1), inplace=True), y)[1] * 1,
         lambda y: (torch.neg(y, out=y.view(4, 8, 8, 8)), y)[1] * 1,
+        lambda y: (torch._foreach_mul_([y], 2.0), y)[1] * 1,
+        lambda y: (F.dropout(input=y, p=0.0, inplace=True), y.mul_(2), y)[2] * 1,
+        lambda y: (F.threshold(input=y, threshold=0.5, value=3.0, inplace=True), y)[1] * 1,
     ],
 )
 def test_writes_into_views_are_seen_by_all_who_share_them(end):

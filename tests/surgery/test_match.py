@@ -231,6 +231,52 @@ def test_a_batch_norm_does_not_wait_for_a_sum_if_its_input_may_be_overwritten(wr
     assert chain.stop == "its input may be overwritten before the addition"
 
 
+def written_through_a_detached_view(m, x):
+    z = m.conv(x)
+    seen = z.detach()
+    return m.bn(z) + seen.zero_()
+
+
+def overwritten_by_position(m, x):
+    y = m.bn(x[:, :3])
+    return y + F.relu(x, True)
+
+
+def overwritten_by_name_alone(m, x):
+    y = m.bn(x[:, :3])
+    return y + F.relu(input=x, inplace=True)
+
+
+def overwritten_in_a_list(m, x):
+    y = m.bn(x[:, :3])
+    torch._foreach_mul_([x], 2.0)
+    return y + x
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        written_through_a_detached_view,
+        overwritten_by_position,
+        overwritten_by_name_alone,
+        overwritten_in_a_list,
+    ],
+)
+def test_a_batch_norm_does_not_wait_for_writes_into_its_input_in_any_spelling(forward):
+    class Writes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.bn = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+
+        def forward(self, x):
+            return F.relu(forward(self, x))
+
+    model = Writes()
+    (chain,) = find_chains(trace(model).graph, ModuleReader(model))
+    assert chain.links == []
+    assert chain.stop == "its input may be overwritten before the addition"
+
+
 def test_the_same_layer_called_twice_is_not_put_out_of_order():
     def then(m, y, x):
         z = m.bn(m.other(x))

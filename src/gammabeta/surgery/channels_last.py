@@ -11,7 +11,6 @@ layouts.
 
 from __future__ import annotations
 
-import inspect
 import operator
 from collections.abc import Collection
 from typing import Any
@@ -19,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.fx import Graph, Node
+
+from gammabeta.surgery.writes import is_torchs, targets
 
 Edge = tuple[Node, Node]
 """A value, and a node that reads it."""
@@ -118,7 +119,7 @@ def _follows(node: Node) -> bool:
     if node.target is operator.getitem:  # of the several results of an operator
         return isinstance(node.args[0], Node) and _example(node.args[0]) is None
     name = getattr(node.target, "__name__", "")
-    return name.removesuffix("_") in _FUNCTIONS and _is_torchs(node)
+    return name.removesuffix("_") in _FUNCTIONS and is_torchs(node)
 
 
 def _leaves(user: Node, values: dict[Node, None]) -> bool:
@@ -133,34 +134,12 @@ def _is_safe(graph: Graph, leaving: list[Edge]) -> bool:
     if len(set(storages.values())) < len(storages) or None in map(_seen, storages):
         return False
     order = {node: i for i, node in enumerate(graph.nodes)}
-    written = [(_storage(target), order[node]) for node in graph.nodes for target in _targets(node)]
+    written = [(_storage(target), order[node]) for node in graph.nodes for target in targets(node)]
     return not any(
         storages[value] == storage and order[user] <= at
         for value, user in leaving
         for storage, at in written
     )
-
-
-def _targets(node: Node) -> list[Node]:
-    """Return what a node may write into."""
-    if node.op not in {"call_function", "call_method"}:
-        return []
-    if not _is_torchs(node):
-        return list(node.all_input_nodes)
-    name = str(node.target if node.op == "call_method" else getattr(node.target, "__name__", ""))
-    first = [a for a in node.args[:1] if isinstance(a, Node)]
-    out = [v for k, v in node.kwargs.items() if k == "out" and isinstance(v, Node)]
-    in_place = name in _WRITING or (name.endswith("_") and not name.endswith("__"))
-    return out + (first if in_place or _is_flagged(node) else [])
-
-
-def _is_flagged(node: Node) -> bool:
-    """Tell whether a function is called with ``inplace=True``, by name or by position."""
-    if node.op != "call_function" or not inspect.isfunction(node.target):
-        return False
-    names = list(inspect.signature(node.target).parameters)
-    given = dict(zip(names, node.args, strict=False)) | node.kwargs
-    return bool(given.get("inplace"))
 
 
 def _pays(convolutions: list[Node], leaving: list[Edge]) -> bool:
@@ -194,16 +173,6 @@ def _values(node: Node) -> int:
     example = _example(node)
     size = 0 if example is None else example.numel()
     return size if isinstance(size, int) else int(size.node.hint or 0)
-
-
-def _is_torchs(node: Node) -> bool:
-    """Tell whether torch's own conventions hold for what a node calls."""
-    if node.op == "call_method" or str(node.target).startswith("gammabeta.batch_norm"):
-        return True
-    home = getattr(node.target, "__module__", "") or ""
-    return home.split(".")[0] in {"torch", "_operator", "math", "builtins"} and not isinstance(
-        node.target, torch._ops.OpOverloadPacket | torch._ops.HigherOrderOperator
-    )
 
 
 def unsafe(model: nn.Module) -> list[str]:
@@ -241,8 +210,6 @@ _SAFE_CHANNELS = 16
 UNSAFE = "stays contiguous: torch may crash or err on strided 1x1 convolutions of few channels"
 _CONVOLUTION = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 _DTYPES = {torch.float32, torch.bfloat16, torch.float16}
-_WRITING = {"setitem", "iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "iand",
-            "ior", "ixor"}  # fmt: skip
 _ASKING = {"size", "dim", "numel", "ndimension", "new_empty", "new_zeros", "new_ones", "new_full"}
 """Methods whose result does not depend on the layout."""
 _ARITHMETIC = {"add", "sub", "mul", "div", "truediv", "iadd", "isub", "imul", "itruediv", "neg"}

@@ -18,6 +18,7 @@ from torch.fx import Graph, Node
 
 from gammabeta.surgery.links import Step
 from gammabeta.surgery.reader import Norm, Reader
+from gammabeta.surgery.writes import targets
 
 
 @dataclass
@@ -73,9 +74,6 @@ class Chain:
             f"max pooling {pool}x{pool}" if pool else "",
         ]
         return " + ".join(part for part in parts if part)
-
-
-_IN_PLACE = {"setitem", "iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "iand"}
 
 
 def find_chains(graph: Graph, reader: Reader) -> list[Chain]:
@@ -198,7 +196,9 @@ class _Follower:
         )
         if again or same:
             return "its input or layer is used again before the addition"
-        if not self.reader.fresh(chain.norm.input) and any(map(self._may_write, between)):
+        data = chain.norm.input
+        alone = self.reader.fresh(data) and len(data.users) == 1
+        if not alone and any(map(self._may_write, between)):
             return "its input may be overwritten before the addition"
         return ""
 
@@ -208,6 +208,4 @@ class _Follower:
     def _may_write(self, node: Node) -> bool:
         if node.op == "call_module":
             return not self.reader.fresh(node)
-        name = getattr(node.target, "__name__", str(node.target))
-        named = name.endswith("_") or name in _IN_PLACE
-        return bool(named or node.kwargs.get("inplace") or "out" in node.kwargs)
+        return bool(targets(node))

@@ -17,7 +17,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from gammabeta.norm.act import _has_hooks
 from gammabeta.surgery.folding.regions import Region
-from gammabeta.surgery.match import _IN_PLACE
+from gammabeta.surgery.writes import targets
 
 _DROPPING = {"DropPath", "StochasticDepth", "DropBlock2d", "DropBlock3d"}  # timm's, torchvision's
 _DROPOUTS = {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, torch.dropout}
@@ -126,10 +126,7 @@ class Flow:
         if module is not None:
             known = type(module).__module__.startswith(("torch.nn.", "gammabeta.norm."))
             return not known or bool(getattr(module, "inplace", False)) or _has_hooks(module)
-        name = getattr(node.target, "__name__", str(node.target))
-        named = name.endswith("_") or name in _IN_PLACE
-        flagged = node.kwargs.get("inplace") or any(value is True for value in node.args)
-        return bool(named or flagged or "out" in node.kwargs)
+        return bool(targets(node))
 
 
 def is_linear(module: nn.Module | None) -> bool:
