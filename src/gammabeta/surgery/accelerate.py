@@ -20,13 +20,13 @@ from gammabeta.errors import GammabetaError
 from gammabeta.norm.act import _BatchNormAct
 from gammabeta.norm.kernels.tracing import watched
 from gammabeta.surgery import check
-from gammabeta.surgery.compiler import gammabeta
+from gammabeta.surgery.compiler import fuse
 from gammabeta.surgery.report import Entry, Report
 from gammabeta.surgery.survey import is_batch_norm
 
 M = TypeVar("M", bound=nn.Module)
 
-NOT_CALLED = "no captured forward has called it yet"
+NOT_CALLED = "not seen in a captured forward yet"
 RECOMPILE_LIMIT = 64
 """Graphs a model may have: one for each mode, dtype, and so on. Beyond it, forwards run as is."""
 
@@ -53,8 +53,8 @@ def accelerate(model: M, example_inputs: Tensor | tuple[Any, ...] | None = None)
         grows as forwards are captured.
 
     Raises:
-        GammabetaError: If the model fails on the example inputs, or if its outputs would change;
-            the model is then as it was.
+        GammabetaError: If it is no module, if the model fails on the example inputs, or if its
+            outputs would change; the model is then as it was.
 
     Example:
         >>> model = accelerate(nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.ReLU()))
@@ -62,6 +62,8 @@ def accelerate(model: M, example_inputs: Tensor | tuple[Any, ...] | None = None)
         >>> print(model.gammabeta_report)
         done  1: fused BN + relu
     """
+    if not isinstance(model, nn.Module):
+        raise GammabetaError(f"model is a {type(model).__name__}, but must be a torch.nn.Module")
     inner = _unwrapped(model)
     why_not = _why_not(inner)
     report = _Live([], [Entry(path, why_not or NOT_CALLED) for path in _batch_norms(inner)])
@@ -97,10 +99,10 @@ class _Accelerated:
         self._model = model
         self._at_hand = _code(model)
 
-        def backend(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
-            run = gammabeta(graph, inputs)
-            report.merge(_with_first_paths(graph.gammabeta_report, model))  # type: ignore[arg-type]
-            return run
+        def backend(graph: torch.fx.GraphModule, _: list[Any]) -> Any:
+            fuse(graph, {str(id(module)): path for path, module in model.named_modules()})
+            report.merge(graph.gammabeta_report)  # type: ignore[arg-type]
+            return graph.forward
 
         compile_: Any = torch.compile  # whose annotations lack the last two options
         self._compiled = compile_(
@@ -129,17 +131,6 @@ class _Live(Report):
     def __reduce__(self) -> tuple[Any, ...]:
         """Say of a copied model what holds for it."""
         return Report, ([], [Entry("", "a copy is not accelerated: call accelerate on it")])
-
-
-def _with_first_paths(report: Report, model: nn.Module) -> Report:
-    """Name modules that lie at several paths by the first one, as ``named_modules`` does."""
-    first = {id(module): path for path, module in model.named_modules()}
-    everywhere = {p: first[id(m)] for p, m in model.named_modules(remove_duplicate=False)}
-
-    def renamed(entries: list[Entry]) -> list[Entry]:
-        return [Entry(everywhere.get(e.path, e.path), e.what) for e in entries]
-
-    return Report(renamed(report.done), renamed(report.left))
 
 
 def _is_recorded() -> bool:
@@ -235,7 +226,10 @@ def _outputs(model: nn.Module, inputs: Any) -> list[Tensor]:
     except GammabetaError:
         raise
     except Exception as error:
-        raise GammabetaError(f"the model fails on example_inputs: {error}") from error
+        first = (str(error) or type(error).__name__).splitlines()[0]
+        raise GammabetaError(
+            f"the model fails on example_inputs (a tensor, or a tuple of all arguments): {first}"
+        ) from error
 
 
 def _compare(model: nn.Module, inner: nn.Module, inputs: Any, expected: list[Tensor]) -> None:

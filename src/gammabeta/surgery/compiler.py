@@ -17,7 +17,7 @@ import functools
 import logging
 import operator
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
@@ -29,6 +29,7 @@ from gammabeta.norm.activation import Epilogue
 from gammabeta.norm.functional import batch_norm
 from gammabeta.norm.kernels.registry import select
 from gammabeta.surgery.channels_last import UNSAFE, lay_out, unsafe_nodes
+from gammabeta.surgery.checkpointing import mend
 from gammabeta.surgery.match import Chain, find_chains
 from gammabeta.surgery.reader import Norm, Reader
 from gammabeta.surgery.report import Entry, Report
@@ -57,29 +58,41 @@ def gammabeta(
         >>> torch.compile(model, backend=gammabeta)(torch.randn(4, 3)).shape
         torch.Size([4, 3])
     """
-    report = rewrite(graph)
+    return fuse(graph).forward
+
+
+def fuse(graph: GraphModule, paths: Mapping[str, str] | None = None) -> GraphModule:
+    """Rewrite a captured graph, keep the report on it, and log it.
+
+    Args:
+        graph: As Dynamo captured it; changed in place.
+        paths: As for :func:`rewrite`.
+    """
+    report = rewrite(graph, paths)
     graph.gammabeta_report = report  # type: ignore[assignment]
     _LOG.info("torch.compile: %d batch norms fused\n%s", len(report.done), report)
-    return graph.forward
+    return graph
 
 
-def rewrite(graph: GraphModule) -> Report:
+def rewrite(graph: GraphModule, paths: Mapping[str, str] | None = None) -> Report:
     """Lay out a captured graph channels last and fuse its batch norms, in place.
 
     Args:
         graph: As Dynamo captured it.
+        paths: Names of modules for the report, by ``str(id(module))``; by default, Dynamo's.
 
     Returns:
         The batch norms that were fused with what follows them, and those that were not, and why.
     """
-    report = Report()
+    report, paths = Report(), paths or {}
     for node in graph.graph.nodes:
         if _is_kernel(node) and not _is_plain(node):
-            report.left.append(Entry(_name(node), "it is fused by its own layer"))
-    report.left += [Entry(_name(node), UNSAFE) for node in unsafe_nodes(graph.graph)]
+            report.left.append(Entry(_name(node, paths), "it is fused by its own layer"))
+    report.left += [Entry(_name(node, paths), UNSAFE) for node in unsafe_nodes(graph.graph)]
+    mend(graph.graph)
     lay_out(graph.graph)
     for chain in find_chains(graph.graph, GraphReader({})):
-        name = _name(chain.node)
+        name = _name(chain.node, paths)
         if chain.links:
             report.done.append(Entry(name, f"fused {chain.describe()}"))
         else:
@@ -237,7 +250,10 @@ def epilogue(**settings: Any) -> Epilogue:
     return Epilogue(**settings)
 
 
-def _name(node: Node) -> str:
+def _name(node: Node, paths: Mapping[str, str]) -> str:
     """Return the path of the module whose code made a node, or the node's own name."""
-    stack = list(node.meta.get("nn_module_stack", {}).values())
-    return re.sub(r"^L\['\w+'\](\.__self__)?\.?", "", str(stack[-1][0])) if stack else node.name
+    stack = node.meta.get("nn_module_stack", {})
+    if not stack:
+        return node.name
+    key, (path, _) = list(stack.items())[-1]
+    return paths.get(key.split("@")[0]) or re.sub(r"^L\['\w+'\](\.__self__)?\.?", "", str(path))
