@@ -1,4 +1,4 @@
-"""Pooling in the compiled CPU kernels: the oracle, ties, and x̂ recovered from the output."""
+"""Pooling in the compiled CPU kernels: the oracle, ties, and slopes that tell nothing of x."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_any_number_of_channels(channels, pool, layout):
 @DTYPES
 @pytest.mark.parametrize("ratio", [0.5, 30.0, 1e3])
 def test_a_bias_that_drowns_what_is_normalised_does_not_drown_the_gradient(dtype, ratio):
-    """With pooling x̂ is recovered from y only where that loses nothing."""
+    """x̂ is taken from x, and not from an output that rounds it away."""
     inputs = inputs_of((16, 20, 8, 8), dtype)
     inputs["weight"], inputs["bias"] = torch.ones(20), torch.full((20,), ratio)
     assert_matches(

@@ -23,15 +23,18 @@ def changed(tensor, change):
         change(tensor)
 
 
-def leaves_of(layout, *, residual):
-    made = inputs_of(SHAPE, residual=residual)
+def leaves_of(layout, *, residual, dtype=torch.float32):
+    made = inputs_of(SHAPE, dtype, residual=residual)
     made = {n: laid(v, layout) if v.dim() == 4 else v for n, v in made.items()}
     return {n: v.requires_grad_() for n, v in made.items()}
 
 
-def gradients(layout, options, stats, *, between, derived=False, twice=False, residual=False):
+def gradients(
+    layout, options, stats, *, between, derived=False, twice=False, residual=False,
+    dtype=torch.float32,
+):  # fmt: skip
     """Ours, with something done between forward and backward."""
-    t = leaves_of(layout, residual=residual)
+    t = leaves_of(layout, residual=residual, dtype=dtype)
     bias = t["bias"] * 1.0 if derived else t["bias"]
     given = (None, None) if stats is None else [s.clone() for s in stats]
     y = batch_norm(
@@ -39,7 +42,7 @@ def gradients(layout, options, stats, *, between, derived=False, twice=False, re
         residual=t.get("residual"), backend="numba", **options,
     )  # fmt: skip
     between(bias=bias, y=y, weight=t["weight"], residual=t.get("residual"), stats=given)
-    dy = randn(*y.shape, seed=3)
+    dy = randn(*y.shape, seed=3).to(dtype)
     wanted = list(t.values())
     if not twice:
         return dict(zip(t, torch.autograd.grad(y, wanted, dy), strict=True))
@@ -84,6 +87,20 @@ def test_running_statistics_may_be_changed(layout, case):
     options = ACTIVATIONS[case][0]
     got = gradients(layout, options, running(20), between=between)
     assert_same(got, gradients(layout, options, running(20), between=lambda **_: None))
+
+
+@EVERY_CHANGE
+@pytest.mark.parametrize("case", ["none", "relu"])
+@pytest.mark.parametrize("pool", [2, 3])
+@LAYOUTS
+@MODES
+@pytest.mark.parametrize("dtype", [torch.float32, BF16], ids=str)
+def test_a_pooled_output_may_be_changed(layout, training, case, pool, change, dtype):
+    options = ACTIVATIONS[case][0] | {"pool": pool}
+    stats = None if training else running(20)
+    how = {"dtype": dtype}
+    got = gradients(layout, options, stats, between=lambda y, **_: changed(y, change), **how)
+    assert_same(got, gradients(layout, options, stats, between=lambda **_: None, **how))
 
 
 @pytest.mark.parametrize(("name", "case"), [("weight", "none"), ("residual", "silu")])

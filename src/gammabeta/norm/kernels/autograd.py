@@ -45,8 +45,7 @@ class FusedBatchNorm(torch.autograd.Function):
         done = compute(x, weight, bias, residual, mean, var, plan, running)
         y, mean, var, saved, codes = done
         kept = None if plan.activation in APART else residual  # the codes tell what it led to
-        ctx.witness, output = kept_output(y) if plan.pool else (None, None)
-        ctx.save_for_backward(x, weight, kept, output, saved, codes)
+        ctx.save_for_backward(x, weight, kept, saved, codes)
         ctx.set_materialize_grads(False)
         if mean is not None:
             ctx.mark_non_differentiable(mean, var)
@@ -61,13 +60,11 @@ class FusedBatchNorm(torch.autograd.Function):
         if torch.is_grad_enabled() or watched() or is_batched(dy):
             grads = composite(ctx, kept, dy, create_graph=torch.is_grad_enabled())
             return *grads, None, None, None, None
-        x, weight, residual, y, saved, codes = kept
-        if ctx.witness is not None and not ctx.witness.untouched():
-            y = None
+        x, weight, residual, saved, codes = kept
         needs = ctx.needs_input_grad
         flags = ctx.added, ctx.constant, needs[0] or needs[3], needs[1] or needs[2]
         dx, dweight, dbias, dresidual = gradients(
-            ctx.plan, dy, x, weight, residual, y, saved, codes, *flags
+            ctx.plan, dy, x, weight, residual, saved, codes, *flags
         )
         return (
             dx if needs[0] else None,
@@ -134,34 +131,6 @@ def as_vector(values: Tensor | None) -> Tensor | None:
     return values.detach().float().contiguous()
 
 
-_NOTHING = {
-    dtype: torch.empty(0, dtype=dtype, device="cpu") for dtype in (torch.float32, torch.bfloat16)
-}
-
-
-class _Witness:
-    """Tells whether a tensor was written since, without holding its memory.
-
-    The pooled output is a convenience: if somebody activates it in place, as is usual, the winners
-    are looked up in x.
-    """
-
-    def __init__(self, tensor: Tensor) -> None:
-        self._alias = tensor.detach()  # shares the counter of writes
-        self._alias.data = _NOTHING[tensor.dtype]
-        self._version = tensor._version
-
-    def untouched(self) -> bool:
-        return self._alias._version == self._version
-
-
-def kept_output(y: Tensor) -> tuple[_Witness | None, Tensor]:
-    """Return what to save of a pooled output, and what tells whether it was written since."""
-    if torch.compiler.is_compiling() or watched() or y.is_inference():
-        return None, y
-    return _Witness(y), y.data
-
-
 def is_batched(dy: Tensor) -> bool:
     """Tell whether dy is many, as ``autograd.grad(..., is_grads_batched=True)`` makes it."""
     functorch = torch._C._functorch
@@ -174,7 +143,6 @@ def gradients(
     x: Tensor,
     weight: Tensor | None,
     residual: Tensor | None,
-    y: Tensor | None,
     saved: Tensor,
     codes: Tensor | None,
     added: bool,
@@ -193,7 +161,6 @@ def gradients(
         layout.laid(x, lie),
         as_vector(weight),
         None if residual is None else layout.laid(residual, lie),
-        None if y is None else layout.laid(y, lie),
         saved,
         None if codes is None else layout.laid(codes, lie),
         added=added,

@@ -30,7 +30,7 @@ def composite(
         dy: As backward is given it.
         create_graph: Whether the gradients are to be differentiated.
     """
-    x, weight, residual, _, saved, codes = kept
+    x, weight, residual, saved, codes = kept
     saved = saved.detach()  # an output of the operator, but a constant here
     bias = _as_it_was(ctx.bias, saved[2])
     _, _, activation, slope, _, eps = ctx.plan

@@ -12,7 +12,7 @@ from torch import Tensor
 from gammabeta.norm.kernels.layout import resolved
 from gammabeta.norm.kernels.native.task import Task
 from gammabeta.norm.kernels.native.variant import MASKED
-from gammabeta.norm.kernels.program import RECOVERABLE, Plan, Run, program
+from gammabeta.norm.kernels.program import Plan, Run, program
 
 
 def forward(
@@ -99,7 +99,6 @@ def backward(
     x: Tensor,
     weight: Tensor | None,
     residual: Tensor | None,
-    y: Tensor | None,
     saved: Tensor,
     codes: Tensor | None,
     *,
@@ -116,7 +115,6 @@ def backward(
         x: As in forward.
         weight: As in forward.
         residual: Where the codes do not stand for it.
-        y: Where pooled, or None if it was overwritten.
         saved: Of forward.
         codes: Of forward, or None.
         added: Whether a residual was added.
@@ -132,11 +130,10 @@ def backward(
     reduces = needs_affine or (needs_x and not constant)
     dweight, dbias = (_floats(task.channels), _floats(task.channels)) if reduces else (None, None)
     scratch = _lend(run)
-    task.x, task.residual, task.y, task.codes = x.data_ptr(), _at(residual), _at(y), _at(codes)
+    task.x, task.residual, task.codes = x.data_ptr(), _at(residual), _at(codes)
     task.dy, task.dx, task.dresidual = dy.data_ptr(), _at(dx), _at(dresidual)
     task.weight, task.saved = _at(weight), saved.data_ptr()
     task.dweight, task.dbias = _at(dweight), _at(dbias)
-    task.recover_ratio = RECOVERABLE[plan.dtype] if y is not None else 0.0
     if needs_x:
         (run.backward if reduces else run.spread)()
     elif reduces:

@@ -19,7 +19,7 @@ _SCHEMAS = {
     "batch_norm": "(Tensor x, Tensor? weight, Tensor? bias, Tensor? residual, Tensor? mean, "
     f"Tensor? var, {_OPTIONS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     "batch_norm_backward": "(Tensor dy, Tensor x, Tensor? weight, Tensor? residual, "
-    f"Tensor? y, Tensor saved, Tensor codes, {_OPTIONS}, "
+    f"Tensor saved, Tensor codes, {_OPTIONS}, "
     "bool added, bool constant, bool needs_x, bool needs_affine) "
     "-> (Tensor, Tensor, Tensor, Tensor)",
 }

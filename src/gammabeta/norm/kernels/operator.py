@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gammabeta.norm.kernels import layout
-from gammabeta.norm.kernels.autograd import compute, gradients, is_batched, kept_output, like
+from gammabeta.norm.kernels.autograd import compute, gradients, is_batched, like
 from gammabeta.norm.kernels.composite import composite
 from gammabeta.norm.kernels.library import register
 from gammabeta.norm.kernels.native.variant import APART, MASKED
@@ -54,11 +54,11 @@ def _copy(tensor: Tensor | None) -> Tensor | None:
 
 
 def _backward_operator(dy: Tensor, x: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
-    weight, residual, y, saved, codes = inputs[:5]
-    options, flags = inputs[5:9], inputs[9:]
+    weight, residual, saved, codes = inputs[:4]
+    options, flags = inputs[4:8], inputs[8:]
     plan, x = _planned(x, *options)
     codes = codes if codes.numel() else None
-    found = gradients(plan, dy, x, weight, residual, y, saved, codes, *flags)
+    found = gradients(plan, dy, x, weight, residual, saved, codes, *flags)
     return tuple(dy.new_empty(0) if grad is None else grad for grad in found)
 
 
@@ -94,13 +94,12 @@ def _backward_shapes(dy: Tensor, x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
 
 def _save_recorded(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     x, weight, bias, residual, mean, _, *ctx.options = inputs
-    y, _, _, saved, codes = output
-    activation, pool = ctx.options[1], ctx.options[3]
+    _, _, _, saved, codes = output
+    activation = ctx.options[1]
     ctx.added, ctx.constant = residual is not None, mean is not None
     kept = None if activation in APART else residual
-    ctx.witness, pooled = kept_output(y) if pool else (None, None)
     ctx.bias = bias
-    ctx.save_for_backward(x, weight, kept, pooled, saved, codes)
+    ctx.save_for_backward(x, weight, kept, saved, codes)
 
 
 def _backward_recorded(ctx: Any, dy: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
@@ -108,16 +107,14 @@ def _backward_recorded(ctx: Any, dy: Tensor | None, *_: Any) -> tuple[Tensor | N
     none = (None,) * 6  # for mean, var and the options
     if dy is None:
         return (None,) * 4 + none
-    kept = x, weight, residual, y, saved, codes = ctx.saved_tensors
+    kept = x, weight, residual, saved, codes = ctx.saved_tensors
     if not torch.compiler.is_compiling() and (
         torch.is_grad_enabled() or watched() or is_batched(dy)
     ):
         ctx.plan = _planned(x, *ctx.options)[0]
         return *composite(ctx, kept, dy, create_graph=torch.is_grad_enabled()), *none
     flags = ctx.added, ctx.constant, needs[0] or needs[3], needs[1] or needs[2]
-    if ctx.witness is not None and not ctx.witness.untouched():
-        y = None
-    saved_for = x, weight, residual, y, saved, codes
+    saved_for = x, weight, residual, saved, codes
     run = torch.ops.gammabeta.batch_norm_backward
     found = run(dy, *saved_for, *ctx.options, *flags)
     dx, dweight, dbias, dresidual = found

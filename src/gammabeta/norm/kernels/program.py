@@ -26,9 +26,6 @@ them as it has data.
 """
 _PLANE_UNIT = 1 << 14
 
-RECOVERABLE = {"float32": 64.0, "bfloat16": 2.0}
-"""How large β may be beside γ for x̂ to be recovered from y with the precision of the dtype."""
-
 
 class Plan(NamedTuple):
     """How one call computes.
@@ -84,7 +81,6 @@ class Program:
             eps=plan.eps,
             slope=plan.slope,
             width=shape[1],
-            recover_ratio=RECOVERABLE[plan.dtype],
         )
         self._like = plan.dtype, plan.activation, added, plan.pool
         self._width = _cut(self.task, plan, shape)
@@ -131,18 +127,16 @@ class Run:
         if p.plan.pool and not p.constant:
             self.sums = Task.from_buffer_copy(p.task)
             _cut_rows(self.sums)
-        self.scratch = max(_sums(self.task) + self.task.channels // 4 + 1, _sums(self.sums))
+        self.scratch = max(_sums(self.task), _sums(self.sums))
         self._at = 0
 
     def place(self, address: int) -> None:
-        """Tell the tasks where their scratch memory is: coefficients, sums, a byte a channel."""
+        """Tell the tasks where their scratch memory is: coefficients, then sums."""
         if address == self._at:
             return
         self._at = address
         for task in (self.task, self.sums):
             task.coefficients, task.partial = address, address + 20 * task.width
-        if self._program.plan.pool:
-            self.task.recover = address + 4 * _sums(self.task)
 
     @cached_property
     def forward(self) -> Sequence:

@@ -11,12 +11,10 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from gammabeta.norm.kernels.native.task import bytes_at, doubles, floats, read, take, words
+from gammabeta.norm.kernels.native.task import doubles, floats, read, take, words
 
 PART = 1 << 12
 """Channels that are taken together."""
-_LEAST = 1e-30
-"""A slope below which y does not tell x."""
 
 
 @njit
@@ -159,7 +157,6 @@ def _coefficients(t: Any, first: Any, last: Any) -> None:
     saved = doubles(t.saved, 3 * t.channels)
     weight = floats(t.weight, t.channels * (t.weight != 0))
     out = floats(t.coefficients, 5 * t.width)
-    recover = bytes_at(t.recover, t.channels * (t.recover != 0))
     for c in range(first, last):
         mean, scale = saved[c], saved[c + t.channels]
         gamma = np.float64(weight[c]) if t.weight != 0 else 1.0
@@ -171,9 +168,6 @@ def _coefficients(t: Any, first: Any, last: Any) -> None:
             out[lane] = shift
             out[lane + t.width] = gamma * scale
             out[lane + 2 * t.width] = offset
-        if t.recover != 0:
-            usable = _LEAST < abs(gamma * scale) < math.inf
-            recover[c] = usable and abs(beta) < t.recover_ratio * abs(gamma)
 
 
 @njit

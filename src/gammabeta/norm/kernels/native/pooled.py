@@ -13,7 +13,7 @@ import numpy as np
 from numba import njit
 
 from gammabeta.norm.kernels.native.activations import activate
-from gammabeta.norm.kernels.native.memory import lanes_of, load, load_codes, store, store_codes
+from gammabeta.norm.kernels.native.memory import load, load_codes, store, store_codes
 from gammabeta.norm.kernels.native.simd import (
     choose,
     is_code,
@@ -107,23 +107,22 @@ def _code(h: Any, w: Any, oh: Any, ow: Any, k: Any) -> Any:
 
 @njit
 def reduce(v: Any, task: Any) -> None:
-    """Write for each block and channel Σ dz and Σ dz·(x - shift).
+    """Write for each block and channel Σ dz and Σ dz·(x - shift), x being each window's winner.
 
-    Where y determines x well enough, the winner is recovered as (y - offset) / scale, which is a
-    quarter of the reading; else it is looked up in x.
+    The output would tell it with a quarter of the reading, but it is no longer ours: whoever got it
+    may write into it, also in ways that no counter shows.
     """
     t = read(task)
     outputs = t.batch * t.out_height * t.out_width * t.channels
-    x, y = elements(v, t.x, t.size), elements(v, t.y, outputs)
+    x = elements(v, t.x, t.size)
     dy, codes = elements(v, t.dy, outputs), bytes_at(t.codes, outputs)
     coefficients, sums = (
         floats(t.coefficients, 5 * t.channels),
         floats(t.partial, t.blocks * 3 * t.channels),
     )
-    recover = bytes_at(t.recover, t.channels)
     whole = t.channels // vector_width(v) * vector_width(v)
     shape = t.channels, t.height, t.image_width, t.out_height, t.out_width
-    data = x, y, dy, codes, coefficients, sums, recover
+    data = x, dy, codes, coefficients, sums
     block = take(task)
     while block < t.blocks:
         first = block * t.block_rows
@@ -137,11 +136,10 @@ def reduce(v: Any, task: Any) -> None:
 
 @njit
 def _add_block(v: Any, data: Any, shape: Any, rows: Any, c: Any, like: Any) -> None:
-    x, y, dy, codes, coefficients, sums, recover = data
+    x, dy, codes, coefficients, sums = data
     channels, out_width = shape[0], shape[4]
     block, first, last = rows
     affine = _affine(coefficients, channels, c, like)
-    known = recover[c : c + lanes_of(like)].all()
     dead, zero = splat_code(DEAD, like), splat(_ZERO, like)
     total, products = like, like
     for q in range(first * out_width, last * out_width):
@@ -149,13 +147,10 @@ def _add_block(v: Any, data: Any, shape: Any, rows: Any, c: Any, like: Any) -> N
         won = load_codes(codes, i, like)
         dz = choose(is_code(won, dead), zero, load(dy, i, like))
         total = total + dz
-        if known:
-            products = multiply_add(dz, load(y, i, like) - affine[2], products)
-        else:
-            products = _add_winner(v, x, shape, q, c, dz, won, affine[0], products)
+        products = _add_winner(v, x, shape, q, c, dz, won, affine[0], products)
     here = block * 3 * channels + c
     store(sums, here, total)
-    store(sums, here + channels, products / affine[1] if known else products)
+    store(sums, here + channels, products)
 
 
 @njit

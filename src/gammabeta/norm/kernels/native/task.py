@@ -21,10 +21,10 @@ _SIZES = (
 )
 _ADDRESSES = (
     *("x", "residual", "y", "dy", "dx", "dresidual", "codes", "partial", "coefficients"),
-    *("saved", "mean", "var", "weight", "bias", "dweight", "dbias", "recover"),
+    *("saved", "mean", "var", "weight", "bias", "dweight", "dbias"),
     *("running_mean", "running_var", "batches"),
 )
-_NUMBERS = ("eps", "slope", "recover_ratio", "momentum")
+_NUMBERS = ("eps", "slope", "momentum")
 
 
 class Task(ctypes.Structure):
