@@ -16,7 +16,7 @@ import sys
 from benchmarks.harness import print_machine, print_table, save_rows
 
 CHANNELS = (1, 2, 3, 5, 7, 8, 9, 12, 13, 15, 16, 17, 20, 24, 31, 32)
-SECONDS = 30
+SECONDS = 12
 PROBE = """
 import sys, torch
 channels = int(sys.argv[1])

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -419,9 +420,13 @@ def test_a_cache_that_cannot_be_written_is_refused(cached, tmp_path):
         cached(cache=tmp_path / "file" / "below")
 
 
-def test_a_cache_larger_than_the_disk_is_refused_before_it_is_written(cached, tmp_path):
-    with pytest.raises(DataError, match=r"bytes are needed and [\d,]+ are free"):
-        cached(image_size=8_000_000)
+def test_a_cache_larger_than_the_disk_is_refused_before_it_is_written(
+    cached, tmp_path, monkeypatch
+):
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(DataError, match=r"bytes are needed and 1,000 are free"):
+        cached(image_size=64)
     assert list((tmp_path / "cache").iterdir()) == []
 
 
