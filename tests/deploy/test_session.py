@@ -119,7 +119,7 @@ def test_a_damaged_file_is_refused(content, file, tmp_path):
 def test_a_missing_file_and_a_folder_are_refused(tmp_path):
     with pytest.raises(GammabetaError, match="No such file"):
         open_onnx(tmp_path / "absent.onnx")
-    with pytest.raises(GammabetaError, match="Is a directory"):
+    with pytest.raises(GammabetaError, match="is a folder, but a file was expected"):
         open_onnx(tmp_path)
 
 

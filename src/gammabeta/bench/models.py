@@ -43,8 +43,9 @@ class TorchNet(nn.Module):
         self.conv1, self.bn1 = nn.Conv2d(3, 64, 3, padding=1), nn.BatchNorm2d(64)
         self.conv2, self.bn2 = nn.Conv2d(64, 128, 3, padding=1), nn.BatchNorm2d(128)
         self.conv3, self.bn3 = nn.Conv2d(128, 256, 3, padding=1), nn.BatchNorm2d(256)
-        self.grid = min(image_size // 8, GRID)
-        self.fc1 = nn.Linear(256 * self.grid**2, 1024)
+        side = image_size // 8
+        self.grid = GRID if side > GRID else None  # averaged to, as Net does
+        self.fc1 = nn.Linear(256 * (self.grid or side) ** 2, 1024)
         self.bn4 = nn.BatchNorm1d(1024)
         self.fc2 = nn.Linear(1024, num_classes)
 
@@ -53,7 +54,7 @@ class TorchNet(nn.Module):
         x = F.max_pool2d(F.relu(self.bn1(self.conv1(x))), 2)
         x = F.max_pool2d(F.relu(self.bn2(self.conv2(x))), 2)
         x = F.max_pool2d(F.relu(self.bn3(self.conv3(x))), 2)
-        if x.shape[-1] > self.grid:
+        if self.grid is not None:
             x = F.adaptive_avg_pool2d(x, self.grid)
         x = F.relu(self.bn4(self.fc1(torch.flatten(x, 1))))
         logits: Tensor = self.fc2(x)
