@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from folder_helpers import fill
 from gammabeta import memory
@@ -141,7 +141,7 @@ def test_a_run_whose_network_does_not_fit_is_refused(tmp_path, monkeypatch, caps
     monkeypatch.chdir(tmp_path)
     config = make_run(tmp_path / "small", small()).config
     Run.create(tmp_path / "run", dataclasses.replace(config, image_size=9600, grid=None))
-    shutil.copy(tmp_path / "small" / "model.safetensors", tmp_path / "run")
+    save_file(Net().state_dict(), tmp_path / "run" / "model.safetensors")
     Image.new("RGB", (8, 8)).save("a.png")
     words = ("run", "a.png") if command == "predict" else ("run",)
     error = call(capsys, command, *words).error
