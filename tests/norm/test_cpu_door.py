@@ -183,7 +183,7 @@ def test_the_operators_keep_their_contract(case):
         y, _, _, saved, codes = OPERATORS.batch_norm(*arguments)
         kept = t.get("residual") if activation == "silu" else None
         backward = (
-            *(randn(*y.shape, seed=3), x, t["weight"], kept, y if pool else None),
+            *(randn(*y.shape, seed=3), x, t["weight"], kept),
             *(saved, codes, 1e-5, activation, 0.01, pool, residual, not training, True, True),
         )
         detached = tuple(a.detach() if isinstance(a, torch.Tensor) else a for a in backward)

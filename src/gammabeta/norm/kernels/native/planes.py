@@ -30,20 +30,31 @@ def statistics(v: Any, task: Any) -> None:
     t = read(task)
     x = elements(v, t.x, t.size)
     sums = floats(t.partial, t.blocks * 3 * t.channels)
-    unit = take(task)
-    while unit < t.blocks * t.channels:
-        block, c = unit // t.channels, unit % t.channels
-        first, last = block * t.block_rows, min((block + 1) * t.block_rows, t.rows)
-        shift = finite_or_zero(_mean(x, (first * t.channels + c) * t.plane, min(_PROBED, t.plane)))
-        a, b = 0.0, 0.0
-        for n in range(first, last):
-            start = (n * t.channels + c) * t.plane
-            for i in range(start, start + t.plane, _SEGMENT):
-                more = _squares(v, x, i, min(_SEGMENT, start + t.plane - i), shift)
-                a, b = a + more[0], b + more[1]
-        here = block * 3 * t.channels + c
-        sums[here], sums[here + t.channels], sums[here + 2 * t.channels] = shift, a, b
-        unit = take(task)
+    taken, group = take(task), _group(t)
+    while taken * group < t.blocks * t.channels:
+        for unit in range(taken * group, min((taken + 1) * group, t.blocks * t.channels)):
+            _measure(v, t, x, sums, unit // t.channels, unit % t.channels)
+        taken = take(task)
+
+
+@njit
+def _group(t: Any) -> Any:
+    """Return how many channels of a block are taken together: small ones are not worth a turn."""
+    return max(t.unit_planes // t.block_rows, 1)
+
+
+@njit
+def _measure(v: Any, t: Any, x: Any, sums: Any, block: Any, c: Any) -> None:
+    first, last = block * t.block_rows, min((block + 1) * t.block_rows, t.rows)
+    shift = finite_or_zero(_mean(x, (first * t.channels + c) * t.plane, min(_PROBED, t.plane)))
+    a, b = 0.0, 0.0
+    for n in range(first, last):
+        start = (n * t.channels + c) * t.plane
+        for i in range(start, start + t.plane, _SEGMENT):
+            more = _squares(v, x, i, min(_SEGMENT, start + t.plane - i), shift)
+            a, b = a + more[0], b + more[1]
+    here = block * 3 * t.channels + c
+    sums[here], sums[here + t.channels], sums[here + 2 * t.channels] = shift, a, b
 
 
 @njit
@@ -113,18 +124,25 @@ def reduce(v: Any, task: Any) -> None:
     coefficients = floats(t.coefficients, 5 * t.channels)
     sums = floats(t.partial, t.blocks * 3 * t.channels)
     data = x, residual, dy, codes, np.float32(t.slope)
-    unit = take(task)
-    while unit < t.blocks * t.channels:
-        block, c = unit // t.channels, unit % t.channels
-        wides = _affine(coefficients, t.channels, c, wide(v))
-        one = _affine(coefficients, t.channels, c, _ZERO)
-        a, b = _ZERO, _ZERO
-        for n in range(block * t.block_rows, min((block + 1) * t.block_rows, t.rows)):
-            more = _products(v, data, (n * t.channels + c) * t.plane, t.plane, wides, one)
-            a, b = a + more[0], b + more[1]
-        here = block * 3 * t.channels + c
-        sums[here], sums[here + t.channels] = a, b
-        unit = take(task)
+    taken, group = take(task), _group(t)
+    while taken * group < t.blocks * t.channels:
+        for unit in range(taken * group, min((taken + 1) * group, t.blocks * t.channels)):
+            _add_products(v, t, data, coefficients, sums, unit // t.channels, unit % t.channels)
+        taken = take(task)
+
+
+@njit
+def _add_products(
+    v: Any, t: Any, data: Any, coefficients: Any, sums: Any, block: Any, c: Any
+) -> None:
+    wides = _affine(coefficients, t.channels, c, wide(v))
+    one = _affine(coefficients, t.channels, c, _ZERO)
+    a, b = _ZERO, _ZERO
+    for n in range(block * t.block_rows, min((block + 1) * t.block_rows, t.rows)):
+        more = _products(v, data, (n * t.channels + c) * t.plane, t.plane, wides, one)
+        a, b = a + more[0], b + more[1]
+    here = block * 3 * t.channels + c
+    sums[here], sums[here + t.channels] = a, b
 
 
 @njit
